@@ -1,0 +1,66 @@
+# Everything runs in .venv, which the first target that needs it makes from the pinned, hashed constraints.
+PYTHON ?= python3
+BIN := .venv/bin
+SYNCED := .venv/.synced
+NODE_SYNCED := tests/real/node/node_modules/.synced
+export PATH := $(CURDIR)/$(BIN):$(PATH)
+
+.DEFAULT_GOAL := help
+.PHONY: help sync run test check fmt lint types imports cov wheel bench bench-stores constraints clean
+
+help: ## show this list
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+$(SYNCED): constraints.txt pyproject.toml
+	test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes -r constraints.txt
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e .
+	@touch $@
+
+$(NODE_SYNCED): tests/real/node/package-lock.json $(SYNCED)
+	cd tests/real/node && npm ci --loglevel=error --no-audit --no-fund
+	@touch $@
+
+sync: $(SYNCED) $(NODE_SYNCED) ## make or update .venv and the tests' Node packages
+
+run: $(SYNCED) ## a sample MCP server, the proxy in front of it, and what to try next
+	$(BIN)/shadowcat demo
+
+test: sync ## all tests, with the branch coverage floor
+	$(BIN)/coverage erase
+	$(BIN)/coverage run -m pytest
+	$(BIN)/coverage combine --quiet
+	$(BIN)/coverage report
+
+check: lint types imports test wheel ## what CI runs
+
+fmt: $(SYNCED) ## format the code and mend what the linter can mend
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+lint: $(SYNCED)
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+
+types: $(SYNCED)
+	$(BIN)/mypy
+	$(BIN)/mypy tests
+
+imports: $(SYNCED)
+	$(BIN)/lint-imports --no-cache
+
+wheel: $(SYNCED) ## build the wheel, install it into an empty environment, run the tests against it there
+	$(BIN)/python tests/wheel.py
+
+bench: $(SYNCED) ## measure against direct, nginx and a naive proxy (benchmarks/README.md)
+	$(BIN)/python -m benchmarks
+
+bench-stores: $(SYNCED) ## measure the session stores, alone and under the proxy (benchmarks/README.md)
+	$(BIN)/python -m benchmarks stores
+
+constraints: ## compile constraints.txt anew from pyproject.toml (needs uv)
+	uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-header \
+	  --no-emit-index-url --no-emit-find-links --extra dev --upgrade pyproject.toml -o constraints.txt
+
+clean: ## remove all that the other targets made
+	rm -rf .venv tests/real/node/node_modules dist .coverage* .mypy_cache .pytest_cache .ruff_cache .hypothesis

@@ -1,0 +1,130 @@
+"""What answers on each path."""
+
+from __future__ import annotations
+
+import logging
+from http import HTTPStatus
+
+import anyio
+from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect, Request
+from starlette.responses import PlainTextResponse, Response
+from starlette.types import Receive, Scope, Send
+
+from shadowcat.errors import (
+    AmbiguousDelivery,
+    NotStarted,
+    ShadowcatError,
+    Stopping,
+    UpstreamBroke,
+    UpstreamError,
+)
+from shadowcat.inbound import ClientRequest
+from shadowcat.proxy import Proxy
+from shadowcat.responses import error_response, problem_response
+from shadowcat.service import Service
+from shadowcat.watch import ClientWatch
+from shadowcat_stores import StoreError
+
+logger = logging.getLogger("shadowcat")
+
+METHODS = ("GET", "POST", "DELETE", "OPTIONS")
+
+_STOPPED = AmbiguousDelivery(
+    "The proxy was stopped before the upstream answered. It may have processed the request: check before you "
+    "send it again."
+)
+_STOPPING = Stopping("The proxy is being stopped: try again, another replica will answer.")
+
+
+class MCPEndpoint:
+    """The MCP path of one upstream. An ASGI app, since a function endpoint costs more and sees less."""
+
+    def __init__(self, service: Service, proxy: Proxy) -> None:
+        self._service = service
+        self._proxy = proxy
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer one request; return without an answer where the client has left."""
+        request = ClientRequest(scope)
+        settings = self._service.settings
+        try:
+            if not self._service.running:
+                raise NotStarted
+            if self._service.draining and request.method == "GET":
+                raise _STOPPING
+            request.check(settings)
+            await request.read_body(receive, settings.max_body_bytes)
+        except ClientDisconnect:
+            return
+        except ShadowcatError as error:
+            await _tell(error, request)(scope, receive, send)
+            return
+        response: Response | None = None
+        is_get = request.method == "GET"
+        with ClientWatch(receive, self._service.watches, harmless=is_get) as watch:
+            try:
+                response = await self._proxy.forward(request)
+            except ShadowcatError as error:
+                response = _tell(error, request, self._proxy.upstream.shown)
+            watch.harmless = False
+            await response(scope, receive, send)
+            watch.stop()
+        if watch.was_cut:
+            if response is not None:
+                # Let out, so that what is cut does not look complete, whatever stands around this app.
+                raise UpstreamBroke("The response was cut because the server stops.")
+            await _tell(_STOPPING if is_get else _STOPPED, request)(scope, receive, send)
+
+
+def _tell(error: ShadowcatError, request: ClientRequest, upstream: str = "") -> Response:
+    where = f" [{upstream}]" if isinstance(error, UpstreamError) else ""
+    logger.log(error.level, "%s %s: %s%s", request.method, error.status, error, where)
+    return error_response(error, request.id)
+
+
+class Health:
+    """`/healthz`, `/readyz` and `/metrics`."""
+
+    def __init__(self, service: Service) -> None:
+        self._service = service
+
+    async def healthz(self, request: Request) -> Response:
+        """Answer 200: the process is alive."""
+        return PlainTextResponse("ok\n")
+
+    async def readyz(self, request: Request) -> Response:
+        """Answer 200 when requests can be served, 503 with the reason when not."""
+        if not self._service.running:
+            return problem_response(503, str(NotStarted()))
+        if self._service.draining:
+            return problem_response(503, "The server is stopping.")
+        # Stores bound their calls themselves, and then say why: theirs comes first.
+        timeout = self._service.settings.store_timeout + 1
+        try:
+            with anyio.fail_after(timeout):
+                await self._service.store.ping()
+        except StoreError as exc:
+            return problem_response(503, f"The session store does not answer: {exc}", retry_after=2)
+        except TimeoutError:
+            detail = f"The session store did not answer within {timeout:g} s."
+            return problem_response(503, detail, retry_after=2)
+        return PlainTextResponse("ready\n")
+
+    async def metrics(self, request: Request) -> Response:
+        """Answer with the counters."""
+        return PlainTextResponse(self._service.metrics(), media_type="text/plain; version=0.0.4")
+
+
+async def problem(request: Request, exc: Exception) -> Response:
+    """Answer what no route takes."""
+    if not isinstance(exc, HTTPException):
+        raise exc
+    detail = exc.detail
+    if exc.status_code == HTTPStatus.NOT_FOUND:
+        service: Service = request.app.state.shadowcat
+        served = ", ".join(path for name in service.proxies for path in service.paths(name))
+        detail = f"Nothing is served at this path. MCP is at {served}."
+    response = problem_response(exc.status_code, detail)
+    response.headers.update(exc.headers or {})
+    return response

@@ -1,0 +1,142 @@
+"""Reads the outside of JSON-RPC messages from raw bytes. Params and results are not interpreted.
+
+The bytes that are forwarded are always those that came: what is read here is a copy, so a message that
+this reader cannot follow (nested deeper than it dares to go) is of kind `other` and still passes.
+"""
+
+from __future__ import annotations
+
+import json
+from typing import Any, Literal
+
+import msgspec
+from msgspec import UNSET, Raw, UnsetType
+
+from shadowcat.errors import NotJSON, NotJSONRPC
+from shadowcat.protocol import META_PROTOCOL_VERSION
+from shadowcat_stores import JsonRpcId, Kind, MessageEnvelope
+
+
+class _Outside(msgspec.Struct):
+    """The members that say what a message is. A struct of few fields skips the rest unread (0.3 µs)."""
+
+    jsonrpc: Literal["2.0"]
+    method: str | UnsetType = UNSET
+    id: int | float | str | UnsetType | None = UNSET
+    result: Raw | UnsetType = UNSET
+    error: Raw | UnsetType = UNSET
+
+
+class _Meta(msgspec.Struct):
+    meta: dict[str, Raw] = msgspec.field(name="_meta", default={})
+
+
+class _WithMeta(msgspec.Struct):
+    params: _Meta = msgspec.field(default_factory=_Meta)
+
+
+MOST_IN_BATCH = 1000
+"""Messages in one batch: each is read and recorded by itself, while everybody else waits."""
+
+_outside = msgspec.json.Decoder(_Outside)
+_batch = msgspec.json.Decoder(list[Raw])
+_with_meta = msgspec.json.Decoder(_WithMeta)
+
+
+def read_envelopes(body: bytes) -> list[MessageEnvelope]:
+    """Return the body's message, or its messages where it is a batch.
+
+    https://www.jsonrpc.org/specification#batch; batches are of MCP revision 2025-03-26 only.
+
+    Raises:
+        NotJSON: the body is no JSON.
+        NotJSONRPC: it is JSON, and no JSON-RPC 2.0 message; or an empty batch.
+    """
+    if not body.lstrip(b" \t\r\n").startswith(b"["):
+        return [_read(body)]
+    try:
+        parts = _batch.decode(body)
+    except RecursionError:
+        return [MessageEnvelope(body, "other")]
+    except (msgspec.DecodeError, UnicodeDecodeError):
+        found = _lenient(body)
+        # Written anew only where they are few: the loop waits for it.
+        parts = [Raw(json.dumps(each).encode()) for each in found[: MOST_IN_BATCH + 1]]
+    if not 0 < len(parts) <= MOST_IN_BATCH:
+        raise NotJSONRPC(
+            f"A batch has 1 to {MOST_IN_BATCH} JSON-RPC messages, not {len(parts)}: send others apart."
+        )
+    return [_read(bytes(part)) for part in parts]
+
+
+def read_server_messages(data: bytes) -> list[MessageEnvelope]:
+    """Return what the server sent as messages; as one of kind `other` where it is no JSON-RPC."""
+    try:
+        return read_envelopes(data)
+    except (NotJSON, NotJSONRPC):
+        return [MessageEnvelope(data, "other")]
+
+
+def stated_version(body: bytes) -> str | None:
+    """Return the protocol revision that the message's `_meta` names, as stateless revisions demand."""
+    try:
+        version = _with_meta.decode(body).params.meta.get(META_PROTOCOL_VERSION)
+        return None if version is None else msgspec.json.decode(version, type=str)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        return None
+
+
+def _read(raw: bytes) -> MessageEnvelope:
+    try:
+        outside = _outside.decode(raw)
+    except RecursionError:
+        return MessageEnvelope(raw, "other")
+    except msgspec.ValidationError as exc:
+        raise NotJSONRPC(f"The body is no JSON-RPC 2.0 message: {exc}") from None
+    except (msgspec.DecodeError, UnicodeDecodeError):
+        outside = _second_opinion(raw)
+    kind, method, message_id = _classify(outside)
+    return MessageEnvelope(raw, kind, method, message_id)
+
+
+def _classify(outside: _Outside) -> tuple[Kind, str | None, JsonRpcId]:
+    message_id = None if outside.id is UNSET else _storable(outside.id)
+    if outside.method is not UNSET:
+        method = _encodable(outside.method)
+        return ("notification" if outside.id is UNSET else "request"), method, message_id
+    if (outside.result is UNSET) == (outside.error is UNSET):
+        raise NotJSONRPC("The body is no JSON-RPC 2.0 message: it needs a method, a result or an error.")
+    return ("error" if outside.result is UNSET else "response"), None, message_id
+
+
+def _storable(message_id: JsonRpcId) -> JsonRpcId:
+    """Return the id, as text where it is an integer of more than 64 bits: stores keep no larger ones."""
+    if isinstance(message_id, int) and not -(2**63) <= message_id < 2**64:
+        return str(message_id)
+    return _encodable(message_id) if isinstance(message_id, str) else message_id
+
+
+def _encodable(text: str) -> str:
+    """Return the text with lone surrogates escaped: no store and no answer of ours could carry them."""
+    return text.encode("utf-8", "backslashreplace").decode()
+
+
+def _second_opinion(raw: bytes) -> _Outside:
+    """Read again what the fast reader refused: it also refuses lone surrogates, which JSON allows."""
+    value = _lenient(raw)
+    try:
+        known = {name: value[name] for name in ("jsonrpc", "method", "id") if name in value}
+        known |= {name: Raw(b"") for name in ("result", "error") if name in value}
+        return msgspec.convert(known, _Outside)
+    except (msgspec.ValidationError, TypeError) as exc:
+        raise NotJSONRPC(f"The body is no JSON-RPC 2.0 message: {exc}") from None
+
+
+def _lenient(raw: bytes) -> Any:
+    def refuse(constant: str) -> None:
+        raise ValueError(f"{constant} is not JSON")
+
+    try:
+        return json.loads(raw.decode("utf-8"), parse_constant=refuse)
+    except (ValueError, RecursionError) as exc:
+        raise NotJSON(f"The body is no JSON: {exc}") from None

@@ -1,0 +1,98 @@
+"""The app factory, and the lifespan that a host enters."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Mapping
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
+
+import httpx2
+from starlette.applications import Starlette
+from starlette.exceptions import HTTPException
+from starlette.routing import Route
+
+from shadowcat.endpoints import METHODS, Health, MCPEndpoint, problem
+from shadowcat.service import Service
+from shadowcat.settings import DEFAULT_UPSTREAM, Settings, check_upstream
+from shadowcat_stores import SessionStore
+
+
+def create_app(
+    store: SessionStore,
+    *,
+    upstream: str | Mapping[str, str],
+    settings: Settings | None = None,
+    transport: httpx2.AsyncBaseTransport | None = None,
+) -> Starlette:
+    """Return the proxy as an ASGI application.
+
+    It answers `/mcp` for the single upstream (or the one named `default`), `/NAME/mcp` for named ones, and
+    `/healthz`, `/readyz`, `/metrics`. Its lifespan opens and closes the store, unless the store is open
+    already.
+
+    Args:
+        store: where sessions and their tapes are kept. To swap it is to pass another one.
+        upstream: the MCP server's URL, or several by name.
+        settings: how the proxy behaves; the defaults suit one server on the same machine or network.
+        transport: how upstreams are reached, instead of plain HTTP. The caller closes it.
+
+    Raises:
+        TypeError: the store or the settings are something else.
+        ValueError: an upstream is no `http://` or `https://` URL, or its name cannot stand in a path.
+    """
+    if not isinstance(store, SessionStore):
+        raise TypeError(
+            f"the store must be an instance of SessionStore, such as MemoryStore(), not {store!r}"
+        )
+    if not isinstance(settings, Settings | None):
+        raise TypeError(f"the settings must be an instance of Settings, such as Settings(), not {settings!r}")
+    if not isinstance(upstream, str | Mapping):
+        raise TypeError(f"upstream must be a URL, or a mapping of names to URLs, not {upstream!r}")
+    named = {DEFAULT_UPSTREAM: upstream} if isinstance(upstream, str) else dict(upstream)
+    if not named:
+        raise ValueError("no upstream is given: create_app(store, upstream='http://127.0.0.1:3001/mcp')")
+    for name, url in named.items():
+        check_upstream(name, url)
+    service = Service(store, named, settings or Settings(), transport)
+
+    @asynccontextmanager
+    async def lifespan(app: Starlette) -> AsyncIterator[None]:
+        async with service.run():
+            yield
+
+    app = Starlette(
+        routes=_routes(service),
+        lifespan=lifespan,
+        exception_handlers={HTTPException: problem},
+    )
+    app.state.shadowcat = service
+    return app
+
+
+def _routes(service: Service) -> list[Route]:
+    health = Health(service)
+    routes = [
+        Route("/healthz", health.healthz),
+        Route("/readyz", health.readyz),
+        Route("/metrics", health.metrics),
+    ]
+    for name, proxy in service.proxies.items():
+        endpoint = MCPEndpoint(service, proxy)
+        # The hot path first: routes are tried in order.
+        routes[:0] = [Route(path, endpoint, methods=METHODS) for path in service.paths(name)]
+    return routes
+
+
+def lifespan_of(proxy: Starlette) -> AbstractAsyncContextManager[None]:
+    """Return the lifespan of a proxy that is mounted in another app, for the host to enter.
+
+    A mounted app's lifespan does not run by itself:
+
+        @asynccontextmanager
+        async def lifespan(app):
+            async with lifespan_of(proxy):
+                yield
+    """
+    service = getattr(proxy.state, "shadowcat", None)
+    if not isinstance(service, Service):
+        raise TypeError(f"lifespan_of takes what create_app returned, not {proxy!r}")
+    return service.run()

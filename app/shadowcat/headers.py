@@ -1,0 +1,76 @@
+"""Which headers pass, on raw pairs and in one pass. Headers are lists of pairs: a dict loses repeats."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Final
+
+Headers = list[tuple[bytes, bytes]]
+"""Pairs of a lower-case name and a value, in the order they came."""
+
+HOP_BY_HOP: Final = frozenset(
+    {
+        # https://www.rfc-editor.org/rfc/rfc9110#section-7.6.1
+        b"connection",
+        b"keep-alive",
+        b"proxy-connection",
+        b"te",
+        b"trailer",
+        b"transfer-encoding",
+        b"upgrade",
+        # Addressed to the proxy itself (RFC 9110 §11.7).
+        b"proxy-authenticate",
+        b"proxy-authentication-info",
+        b"proxy-authorization",
+    }
+)
+
+
+_NEVER_HOP_BY_HOP: Final = frozenset(
+    {
+        b"accept",
+        b"authorization",
+        b"content-encoding",
+        b"content-type",
+        b"cookie",
+        b"last-event-id",
+        b"mcp-protocol-version",
+        b"mcp-session-id",
+        b"origin",
+        b"x-api-key",
+    }
+)
+"""What the proxy or the upstream decides by: `Connection` must not make the two see different requests."""
+
+
+def end_to_end(headers: Iterable[tuple[bytes, bytes]], drop: frozenset[bytes] = frozenset()) -> Headers:
+    """Return the headers less the hop-by-hop ones, those that `Connection` names, and those in `drop`.
+
+    Order and repetitions stay; names come out in lower case.
+    """
+    kept = [(name.lower(), value) for name, value in headers]
+    unwanted = HOP_BY_HOP | drop
+    for name, value in kept:
+        if name == b"connection":
+            named = {token.strip().lower() for token in value.split(b",")}
+            unwanted |= named - _NEVER_HOP_BY_HOP
+    return [pair for pair in kept if pair[0] not in unwanted]
+
+
+def media_type(value: bytes | None) -> bytes:
+    """Return the media type of a `Content-Type` value in lower case, without its parameters."""
+    return b"" if value is None else value.partition(b";")[0].strip().lower()
+
+
+def accepts(value: bytes, *wanted: bytes) -> bool:
+    """Return whether an `Accept` value admits one of the wanted media types."""
+    for part in value.split(b","):
+        kind, *parameters = (piece.strip().lower() for piece in part.split(b";"))
+        refused = any(re_zero in (b"q=0", b"q=0.0", b"q=0.00", b"q=0.000") for re_zero in parameters)
+        if refused:
+            continue
+        if kind == b"*/*" or kind in wanted:
+            return True
+        if kind.endswith(b"/*") and any(each.startswith(kind[:-1]) for each in wanted):
+            return True
+    return False

@@ -1,0 +1,26 @@
+"""Names and numbers of the Model Context Protocol that a proxy needs. Nothing here does I/O."""
+
+from __future__ import annotations
+
+from typing import Final
+
+SESSION_ID: Final = b"mcp-session-id"
+PROTOCOL_VERSION: Final = b"mcp-protocol-version"
+LAST_EVENT_ID: Final = b"last-event-id"
+
+STATELESS_SINCE: Final = "2026-07-28"
+"""From this revision on there are no sessions; revisions are dates, so they compare as text."""
+
+META_PROTOCOL_VERSION: Final = "io.modelcontextprotocol/protocolVersion"
+"""Where a request of a stateless revision names its revision in the body, under `params._meta`."""
+
+PARSE_ERROR: Final = -32700
+INVALID_REQUEST: Final = -32600
+INTERNAL_ERROR: Final = -32603
+AMBIGUOUS_DELIVERY: Final = -31001
+"""Ours, outside the range JSON-RPC reserves: nobody can know whether the upstream processed it."""
+
+
+def is_stateless(version: str) -> bool:
+    """Return whether this revision is one without sessions."""
+    return version >= STATELESS_SINCE

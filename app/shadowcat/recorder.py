@@ -1,0 +1,232 @@
+"""Writes what passes to the store: behind the traffic, in batches, within bounds."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections import Counter
+from collections.abc import Sequence
+from contextlib import suppress
+from typing import Final
+
+import anyio
+import msgspec
+
+from shadowcat.counters import Counters
+from shadowcat.readers import Arrival
+from shadowcat.settings import Settings
+from shadowcat_stores import Direction, Frame, MessageEnvelope, SessionStore, StoreError
+
+logger = logging.getLogger("shadowcat.recorder")
+
+_BATCH_FRAMES: Final = 1000
+_FRAME_OVERHEAD: Final = 300
+"""Bytes a waiting frame takes besides its message, so that empty messages are bounded as well."""
+_RETRY_EVERY: Final = 0.5
+"""Seconds between attempts while the store refuses frames."""
+
+
+class Recorder:
+    """The one writer of frames in this process.
+
+    Recording appends to a list (0.5 µs); one task hands what has gathered to the store every `record_window`
+    seconds. While the store does not take it, frames wait within `record_queue_bytes`; beyond that new ones
+    are dropped, counted and logged, the tape gets a frame of kind `gap` in their place, and the traffic
+    goes on.
+    """
+
+    def __init__(self, store: SessionStore, settings: Settings, counters: Counters) -> None:
+        self.enabled = settings.tape != "off"
+        self._store = store
+        self._keep = settings.window
+        self._interval = settings.record_window
+        self.durable_first = self.enabled and settings.record_window == 0
+        self._room = settings.record_queue_bytes
+        self._timeout = settings.store_timeout
+        self._counters = counters
+        self._clock = store.clock
+        self._waiting: list[Frame] = []
+        self._waiting_bytes = 0
+        self._recorded = 0
+        """How many frames have ever been recorded, in their order."""
+        self._written = 0
+        """How many of them do not wait any more."""
+        self._progress = asyncio.Event()
+        self._dropped: Counter[str] = Counter()
+        self._failing = False
+        self._most = _BATCH_FRAMES
+        self._wanted = asyncio.Event()
+        self._lock = anyio.Lock()
+        self._task: asyncio.Task[None] | None = None
+
+    @property
+    def waiting(self) -> int:
+        """How many frames wait for the store."""
+        return len(self._waiting)
+
+    def client_sent(self, session_id: str, messages: Sequence[MessageEnvelope]) -> None:
+        """Record what the client sent."""
+        self._record(session_id, "client", Arrival(list(messages)), None)
+
+    def server_sent(self, session_id: str, arrivals: Sequence[Arrival], stream: str | None = None) -> None:
+        """Record what the server sent on the stream, or in a plain body."""
+        for arrival in arrivals:
+            self._record(session_id, "server", arrival, stream)
+
+    async def settle(self) -> None:
+        """Return when what was recorded may be forwarded: at once, unless it must be durable before.
+
+        While the store takes nothing nobody waits for it: the traffic goes on, the frames wait.
+        """
+        if not self.durable_first or not self._waiting or self._failing:
+            return
+        recorded = self._recorded
+        self._wanted.set()
+        with anyio.move_on_after(self._timeout) as patience:
+            while self._written < recorded and not self._failing:
+                await self._progress.wait()
+        if patience.cancelled_caught:
+            self._fails(f"it did not answer within {self._timeout:g} s")
+
+    def _record(self, session_id: str, direction: Direction, arrival: Arrival, stream: str | None) -> None:
+        if not self.enabled:
+            return
+        now = self._clock()
+        for envelope in arrival.messages:
+            size = len(envelope.raw) + _FRAME_OVERHEAD
+            if self._waiting_bytes + size > self._room:
+                self._drop(session_id)
+                continue
+            if session_id in self._dropped:
+                self._mark_gap(session_id)
+            self._wait(
+                Frame(
+                    session_id=session_id,
+                    direction=direction,
+                    envelope=envelope,
+                    at=now,
+                    stream=stream,
+                    position=arrival.position,
+                    event=arrival.event,
+                    event_id=arrival.event_id,
+                )
+            )
+        self._wanted.set()
+
+    def _wait(self, frame: Frame) -> None:
+        self._waiting.append(frame)
+        self._waiting_bytes += _size((frame,))
+        self._recorded += 1
+
+    def _drop(self, session_id: str) -> None:
+        self._counters.frames_dropped += 1
+        if not self._dropped:
+            logger.error("the store does not keep up: dropping frames from the tapes; the traffic goes on")
+        self._dropped[session_id] += 1
+
+    def _mark_gap(self, session_id: str) -> None:
+        """Put a frame where others are missing: it says how many."""
+        raw = msgspec.json.encode({"dropped": self._dropped.pop(session_id)})
+        self._wait(
+            Frame(
+                session_id=session_id,
+                direction="server",
+                envelope=MessageEnvelope(raw, "gap"),
+                at=self._clock(),
+            )
+        )
+
+    def start(self) -> None:
+        """Begin to write."""
+        self._wanted = asyncio.Event()  # bound to this loop: an app may be started again in another
+        self._task = asyncio.get_running_loop().create_task(self._run(), name="shadowcat-recorder")
+
+    async def stop(self) -> None:
+        """Write what waits, then end."""
+        async with self._lock:
+            # The task is not in a write now: cancelled there, it would leave nobody to say how that ended.
+            task, self._task = self._task, None
+            if task is not None:
+                task.cancel()
+        if task is not None:
+            with suppress(asyncio.CancelledError):
+                await task
+        await self.flush()
+        if self._waiting:
+            self._counters.frames_dropped += len(self._waiting)
+            logger.error("stopped while the store takes no frames: %d are lost", len(self._waiting))
+
+    async def flush(self) -> None:
+        """Return when all that was recorded before is in the store, or the store refused it."""
+        async with self._lock:
+            await self._write_all()
+
+    async def _write_all(self) -> None:
+        while self._waiting or self._dropped:
+            if not self._waiting:
+                # Not before there is room: as long as the store takes nothing, marks would pile up.
+                for session_id in tuple(self._dropped):
+                    self._mark_gap(session_id)
+            if not await self._write():
+                return
+
+    async def _write(self) -> bool:
+        batch, self._waiting = self._waiting[: self._most], self._waiting[self._most :]
+        try:
+            # Not cancelled half way: nobody would know whether these frames are in the store.
+            with anyio.CancelScope(shield=True):
+                seqs = await self._store.add_frames(batch, keep=self._keep)
+        except StoreError as exc:
+            self._waiting = batch + self._waiting
+            self._fails(str(exc))
+            return False
+        except Exception as exc:  # noqa: BLE001 - one frame that no store can keep must not be the last one
+            self._refused(batch, exc)
+            return True
+        if self._failing:
+            logger.warning("the store takes frames again")
+        self._failing = False
+        self._most = min(2 * self._most, _BATCH_FRAMES)
+        self._wait_no_more(batch)
+        # What was not stored belonged to a session that ended meanwhile.
+        self._counters.frames_recorded += sum(1 for seq in seqs if seq)
+        return True
+
+    def _wait_no_more(self, batch: list[Frame]) -> None:
+        self._waiting_bytes -= _size(batch)
+        self._written += len(batch)
+        self._tell()
+
+    def _tell(self) -> None:
+        self._progress.set()
+        self._progress = asyncio.Event()
+
+    def _fails(self, reason: str) -> None:
+        if not self._failing:
+            logger.error("the store does not take frames; they wait: %s", reason)
+        self._failing = True
+        self._tell()
+
+    def _refused(self, batch: list[Frame], error: Exception) -> None:
+        """Halve the batch until the frame is found that is at fault, and leave that one out."""
+        if len(batch) > 1:
+            self._waiting = batch + self._waiting
+            self._most = len(batch) // 2
+            return
+        self._wait_no_more(batch)
+        self._counters.frames_dropped += 1
+        self._dropped[batch[0].session_id] += 1
+        logger.error("a frame that cannot be stored is dropped from its tape: %r", error)
+
+    async def _run(self) -> None:
+        while True:
+            await self._wanted.wait()
+            self._wanted.clear()
+            await asyncio.sleep(_RETRY_EVERY if self._failing else self._interval)
+            await self.flush()
+            if self._waiting:
+                self._wanted.set()
+
+
+def _size(frames: Sequence[Frame]) -> int:
+    return sum(len(frame.envelope.raw) + _FRAME_OVERHEAD for frame in frames)

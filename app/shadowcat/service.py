@@ -1,0 +1,137 @@
+"""What the app's requests share, and its life: opened by the lifespan, closed by it."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import AsyncIterator, Mapping
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
+
+import httpx2
+
+from shadowcat.counters import Counters
+from shadowcat.errors import ShadowcatError
+from shadowcat.proxy import Proxy
+from shadowcat.recorder import Recorder
+from shadowcat.sessions import SessionManager
+from shadowcat.settings import DEFAULT_UPSTREAM, Settings
+from shadowcat.signals import on_signals
+from shadowcat.streams import LiveStreams
+from shadowcat.transports import http_transport
+from shadowcat.upstream import Upstream
+from shadowcat.watch import ClientWatch
+from shadowcat_stores import SessionStore
+
+logger = logging.getLogger("shadowcat")
+
+_KEEP_ALIVE_EVERY = 30.0
+
+
+class Service:
+    """The store, the upstreams and the recorder of one app.
+
+    The app closes over it; nothing of it lives in lifespan state, which a mounted app does not get.
+    """
+
+    def __init__(
+        self,
+        store: SessionStore,
+        upstreams: Mapping[str, str],
+        settings: Settings,
+        transport: httpx2.AsyncBaseTransport | None,
+    ) -> None:
+        self.store = store
+        self.settings = settings
+        self.counters = Counters()
+        self.streams = LiveStreams()
+        self.watches: set[ClientWatch] = set()
+        """Of all requests that are being answered."""
+        self.recorder = Recorder(store, settings, self.counters)
+        self.running = False
+        self.draining = False
+        self._grace: asyncio.TimerHandle | None = None
+        self._owned: httpx2.AsyncBaseTransport | None = None
+        if transport is None:
+            transport = self._owned = http_transport(settings)
+        self.proxies = {
+            name: Proxy(
+                Upstream(name, url, transport, settings, self.counters),
+                SessionManager(store, settings, name),
+                self.recorder,
+                self.streams,
+                settings,
+                self.counters,
+            )
+            for name, url in upstreams.items()
+        }
+
+    def paths(self, name: str) -> list[str]:
+        """Return the paths that the upstream of this name is served at, below where the app is mounted."""
+        named = [] if name == DEFAULT_UPSTREAM else [f"/{name}/mcp"]
+        return [*named, "/mcp"] if name == DEFAULT_UPSTREAM or len(self.proxies) == 1 else named
+
+    @asynccontextmanager
+    async def run(self) -> AsyncIterator[None]:
+        """Open what requests need; at the end write what is recorded, and close what was opened here."""
+        if self.running:
+            raise RuntimeError("this Shadowcat app runs already: enter its lifespan once, in one place")
+        async with AsyncExitStack() as stack:
+            if not self.store.is_open:
+                await stack.enter_async_context(self.store)
+            if self._owned is not None:
+                stack.push_async_callback(self._owned.aclose)
+            self.recorder.start()
+            stack.push_async_callback(self.recorder.stop)
+            keep_alive = asyncio.get_running_loop().create_task(
+                self._keep_alive(), name="shadowcat-keep-alive"
+            )
+            stack.callback(keep_alive.cancel)
+            stack.enter_context(on_signals(self.drain))
+            self.running = True
+            self.draining = False
+            try:
+                yield
+            finally:
+                self.drain()
+                self._cut()
+                self.running = False
+
+    def drain(self) -> None:
+        """Stop being ready, end the streams that answer no request, and give the others `shutdown_grace`.
+
+        Asked again, do not wait for them any longer.
+        """
+        if self.draining:
+            self._cut()
+            return
+        self.draining = True
+        self.streams.end_standalone()
+        for watch in tuple(self.watches):
+            if watch.harmless:
+                watch.cut()
+        self._grace = asyncio.get_running_loop().call_later(self.settings.shutdown_grace, self._cut)
+
+    def _cut(self) -> None:
+        """Leave what is still open. A server would cancel it, and log each as a failure."""
+        if self._grace is not None:
+            self._grace.cancel()
+            self._grace = None
+        if self.watches:
+            logger.warning("requests that are cut because the server stops: %d", len(self.watches))
+        for watch in tuple(self.watches):
+            watch.cut()
+
+    async def _keep_alive(self) -> None:
+        """Keep the sessions of open streams from expiring under them."""
+        proxy = next(iter(self.proxies.values()))
+        while True:
+            await asyncio.sleep(min(_KEEP_ALIVE_EVERY, self.settings.session_ttl / 4))
+            for session_id in self.streams.session_ids():
+                with suppress(ShadowcatError):
+                    await proxy.sessions.touch(session_id)
+
+    def metrics(self) -> str:
+        """Return the counters and gauges as Prometheus text."""
+        return self.counters.exposition(
+            {"open_streams": len(self.streams), "recorder_waiting_frames": self.recorder.waiting}
+        )

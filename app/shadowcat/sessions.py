@@ -1,0 +1,219 @@
+"""Whose session a request belongs to, and what becomes of it. The manager references a store, makes none."""
+
+from __future__ import annotations
+
+import logging
+import secrets
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Final
+
+import anyio
+import msgspec
+
+from shadowcat.envelope import stated_version
+from shadowcat.errors import SessionRequired, SessionUnknown, StoreDown, UpstreamError
+from shadowcat.inbound import ClientRequest
+from shadowcat.principal import Credentials, may_use, with_accepted
+from shadowcat.protocol import is_stateless
+from shadowcat.session_cache import SessionCache
+from shadowcat.settings import Settings
+from shadowcat.upstream import Media, UpstreamResponse
+from shadowcat_stores import (
+    MessageEnvelope,
+    Session,
+    SessionConflict,
+    SessionExists,
+    SessionStore,
+    StoreError,
+    StoreFull,
+)
+
+logger = logging.getLogger("shadowcat.sessions")
+
+_ID_BYTES: Final = 24
+_TOUCH_AT_MOST: Final = 60.0
+_KEPT_JSON: Final = 16 * 1024
+"""Bytes of `initialize` params and of `serverInfo` that a session keeps: more is no honest handshake."""
+
+
+class _Params(msgspec.Struct):
+    params: msgspec.Raw = msgspec.Raw(b"")
+
+
+class _InitializeResult(msgspec.Struct, rename="camel"):
+    protocol_version: str | None = None
+    server_info: msgspec.Raw = msgspec.Raw(b"")
+
+
+class _InitializeAnswer(msgspec.Struct):
+    result: _InitializeResult
+
+
+def is_initialize(request: ClientRequest) -> bool:
+    """Return whether the request begins a session."""
+    messages = request.messages
+    return len(messages) == 1 and messages[0].kind == "request" and messages[0].method == "initialize"
+
+
+class SessionManager:
+    """The sessions of one upstream's clients."""
+
+    def __init__(self, store: SessionStore, settings: Settings, upstream: str) -> None:
+        self._store = store
+        self._cache = SessionCache(store, settings.session_cache)
+        self._timeout = settings.store_timeout
+        self._upstream = upstream
+        self._ttl = settings.session_ttl
+        self._touch_after = min(_TOUCH_AT_MOST, settings.session_ttl / 10)
+        self._own_ids = settings.session_ids == "own"
+        self._credential_headers = frozenset(name.lower().encode() for name in settings.credential_headers)
+
+    async def resolve(self, request: ClientRequest) -> Session | None:
+        """Return the session that the request names; `None` where it needs none.
+
+        Raises:
+            SessionRequired: it names none and needs one.
+            SessionUnknown: there is no such session for this client.
+            StoreDown: the store cannot say.
+        """
+        if is_stateless(request.protocol_version) or request.method == "OPTIONS":
+            return None
+        session_id = request.session_id
+        if session_id is None:
+            self._require_none(request)
+            return None
+        with self._store_errors():
+            session = await self._cache.get(session_id)
+        if session is None or session.upstream != self._upstream:
+            raise SessionUnknown
+        if not may_use(session, self._credentials(request)):
+            raise SessionUnknown
+        await self._touch(session)
+        return session
+
+    def _require_none(self, request: ClientRequest) -> None:
+        # With the upstream's own ids a server may keep no session at all, so the upstream judges.
+        if not self._own_ids or is_initialize(request):
+            return
+        if not request.protocol_version and is_stateless(stated_version(request.body) or ""):
+            return
+        raise SessionRequired(
+            "Mcp-Session-Id is missing: begin a session with initialize and send its id along."
+        )
+
+    async def _touch(self, session: Session) -> None:
+        expires_at = self._store.clock() + self._ttl
+        if expires_at - session.expires_at >= self._touch_after:
+            if not await self.touch(session.id):
+                self._cache.discard(session.id)
+                raise SessionUnknown
+            self._cache.prolong(session.id, expires_at)
+
+    async def touch(self, session_id: str) -> bool:
+        """Let the session live for another `session_ttl`; say whether there is one.
+
+        Raises:
+            StoreDown: the store does not take it.
+        """
+        with self._store_errors():
+            return await self._store.touch_session(session_id, self._store.clock() + self._ttl)
+
+    async def begin(
+        self, request: ClientRequest, response: UpstreamResponse, answer: MessageEnvelope | None
+    ) -> Session | None:
+        """Store a session for an `initialize` that the upstream has answered; `None` where it refused.
+
+        Args:
+            request: the client's `initialize`.
+            response: the head of the upstream's response.
+            answer: the message that answers it; `None` where it could not be read along.
+
+        Raises:
+            StoreDown: the session could not be stored.
+            UpstreamError: the upstream gave an id that is in use.
+        """
+        unreadable = answer is None and response.media is Media.OTHER
+        refused = response.status >= 300 or unreadable or (answer is not None and answer.kind == "error")
+        if refused or (response.session_id is None and not self._own_ids):
+            return None
+        session_id = secrets.token_urlsafe(_ID_BYTES) if self._own_ids else str(response.session_id)
+        result = _read_result(answer)
+        now = self._store.clock()
+        session = Session(
+            id=session_id,
+            created_at=now,
+            expires_at=now + self._ttl,
+            upstream=self._upstream,
+            upstream_session_id=response.session_id,
+            principal=self._credentials(request).principal(session_id),
+            protocol_version=result.protocol_version,
+            initialize=_at_most(bytes(_read_params(request))),
+            server_info=_at_most(bytes(result.server_info)),
+        )
+        with self._store_errors():
+            try:
+                return await self._store.create_session(with_accepted(session, self._credentials(request)))
+            except SessionExists:
+                raise UpstreamError("The upstream gave a session id that is in use.") from None
+
+    async def settle(self, session: Session, request: ClientRequest, response: UpstreamResponse) -> None:
+        """Keep what the upstream's answer says about the session: an accepted credential, or its end.
+
+        The request has been processed by now, so a store that does not take it costs the client no answer.
+        """
+        try:
+            with self._store_errors():
+                if request.method == "DELETE" and (response.status < 300 or response.status == 404):
+                    try:
+                        await self._store.delete_session(session.id)
+                    finally:  # Not before: another request would read it once more, and keep it.
+                        self._cache.discard(session.id)
+                elif response.status < 300:
+                    await self._accept(session, self._credentials(request))
+        except StoreDown as exc:
+            logger.warning("session %s could not be updated: %s", session.id, exc)
+
+    async def _accept(self, session: Session, credentials: Credentials) -> None:
+        current: Session | None = session
+        while current is not None and (accepted := with_accepted(current, credentials)) is not current:
+            try:
+                self._cache.put(await self._store.update_session(accepted))
+            except SessionConflict:
+                current = await self._store.get_session(session.id)
+            else:
+                return
+
+    @contextmanager
+    def _store_errors(self) -> Iterator[None]:
+        """Bound the time the store may take, and say its errors as the client is to be told them."""
+        try:
+            with anyio.fail_after(self._timeout):
+                yield
+        except StoreFull as exc:
+            raise StoreDown(f"No more sessions can be kept: {exc}") from exc
+        except StoreError as exc:
+            raise StoreDown(f"The session store does not answer: {exc}") from exc
+        except TimeoutError:
+            raise StoreDown(f"The session store did not answer within {self._timeout} s.") from None
+
+    def _credentials(self, request: ClientRequest) -> Credentials:
+        return Credentials.of(request.headers, self._credential_headers)
+
+
+def _read_params(request: ClientRequest) -> msgspec.Raw:
+    try:
+        return msgspec.json.decode(request.body, type=_Params).params
+    except msgspec.DecodeError:
+        return msgspec.Raw(b"")
+
+
+def _read_result(answer: MessageEnvelope | None) -> _InitializeResult:
+    try:
+        return msgspec.json.decode(b"" if answer is None else answer.raw, type=_InitializeAnswer).result
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        return _InitializeResult()
+
+
+def _at_most(raw: bytes) -> bytes:
+    return raw if len(raw) <= _KEPT_JSON else b""

@@ -1,0 +1,240 @@
+"""What can be set, with units, defaults and dangers; and how files and environment variables spell it."""
+
+from __future__ import annotations
+
+import logging
+import re
+import tomllib
+from collections.abc import Mapping
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Any, Literal, Self, get_args, get_type_hints
+from urllib.parse import urlsplit
+
+import msgspec
+
+from shadowcat_stores import Window
+
+logger = logging.getLogger("shadowcat")
+
+PREFIX = "SHADOWCAT_"
+DEFAULT_UPSTREAM = "default"
+"""The name of an upstream that was given without one."""
+
+Tape = Literal["off", "window", "full"]
+
+
+class Settings(msgspec.Struct, frozen=True, kw_only=True):
+    """How the proxy behaves. Immutable; every value is checked when the object is made.
+
+    Raises:
+        ValueError: a value is out of its range; the message names the setting.
+    """
+
+    tape: Tape = "window"
+    """What is recorded of a session. `off`: nothing. `window`: the newest frames, enough to resume and to
+    inspect. `full`: everything until the session is deleted or expires, within the store's own limits."""
+    tape_frames: int = 1000
+    """Frames per session that `window` keeps."""
+    tape_bytes: int = 4 * 1024 * 1024
+    """Bytes of raw messages per session that `window` keeps."""
+
+    session_ids: Literal["own", "upstream"] = "own"
+    """Which session id the client sees: the proxy's own, or the upstream's as it is. With `upstream`, a
+    server that gives no id has no session here either."""
+    session_ttl: float = 86_400.0
+    """Seconds a session lives after its last request."""
+
+    max_body_bytes: int = 4 * 1024 * 1024
+    """Bytes of a request body. A larger one is refused with 413."""
+    max_message_bytes: int = 4 * 1024 * 1024
+    """Bytes of a server's message that the proxy reads along for the tape. A larger one passes unread."""
+
+    allowed_origins: tuple[str, ...] = ()
+    """Origins of web pages that may call, such as `https://app.example.com`; `*` allows any. The proxy's own
+    origin is always allowed, and on a loopback address so is every loopback origin."""
+    allowed_hosts: tuple[str, ...] = ()
+    """`Host` values (without port) that are ours; `*` allows any. Empty: any, but on a loopback address only
+    loopback names, so that a web page cannot reach a local server by rebinding its DNS name."""
+    credential_headers: tuple[str, ...] = ("authorization", "x-api-key")
+    """Request headers that say who the client is. A session belongs to who opened it."""
+
+    connect_timeout: float = 5.0
+    """Seconds to connect to the upstream, and to wait for a free connection."""
+    response_timeout: float | None = None
+    """Seconds from sending a request to the upstream's response headers. `None`: no limit, since many servers
+    send no headers before a tool's first message. A request that runs into it may have been processed."""
+    max_connections: int = 1000
+    """Connections to one upstream at a time. Each open stream holds one."""
+    keepalive: float = 2.0
+    """Seconds an idle upstream connection is kept. Servers close theirs after 5 s as a rule, and a request
+    sent into a closing connection is lost: stay well below."""
+
+    store_timeout: float = 2.0
+    """Seconds a request waits for the session store before it is answered with 503."""
+    session_cache: float = 1.0
+    """Seconds a session read from a shared store is believed: so long a change made by another replica may
+    go unseen. 0 asks the store for every request."""
+
+    record_window: float = 0.05
+    """Seconds within which recorded frames are durable in the store. 0: before they are forwarded, which
+    costs each message the store's latency."""
+    record_queue_bytes: int = 16 * 1024 * 1024
+    """Bytes of frames that may wait for the store. Beyond it frames are dropped from the tape, counted and
+    logged; the traffic goes on."""
+    shutdown_grace: float = 5.0
+    """Seconds that open responses get to finish when the server stops."""
+
+    def __post_init__(self) -> None:
+        self._check_types()
+        positive = (
+            "tape_frames", "tape_bytes", "session_ttl", "max_body_bytes", "max_message_bytes",
+            "connect_timeout", "max_connections", "keepalive", "record_queue_bytes", "store_timeout",
+        )  # fmt: skip
+        for name in positive:
+            if getattr(self, name) <= 0:
+                raise ValueError(f"{name} must be more than 0, not {getattr(self, name)!r}")
+        for name in ("record_window", "shutdown_grace", "session_cache"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"{name} must be 0 or more, not {getattr(self, name)!r}")
+        if self.response_timeout is not None and self.response_timeout <= 0:
+            raise ValueError("response_timeout must be more than 0; leave it out for no limit")
+        for origin in self.allowed_origins:
+            if origin != "*" and not re.fullmatch(r"[a-z][a-z0-9+.-]*://[^/?#@]+", origin):
+                raise ValueError(f"allowed_origins: {origin!r} is no origin such as https://app.example.com")
+        for host in self.allowed_hosts:
+            if host != "*" and not re.fullmatch(r"[^/:@\s]+|[0-9a-f:.]+", host):
+                raise ValueError(f"allowed_hosts: {host!r} is no host such as mcp.example.com, without port")
+
+    def _check_types(self) -> None:
+        # A struct made in Python checks no types, and a list given as one text would let anybody in.
+        for field in msgspec.structs.fields(type(self)):
+            try:
+                msgspec.convert(getattr(self, field.name), field.type)
+            except msgspec.ValidationError as exc:
+                raise ValueError(f"{field.name}: {exc}") from None
+
+    @property
+    def window(self) -> Window | None:
+        """How much of each tape the store keeps; `None` leaves it to the store's limits."""
+        return Window(self.tape_frames, self.tape_bytes) if self.tape == "window" else None
+
+
+class Deployment(Settings, frozen=True, kw_only=True):
+    """The settings of a server that is started by a command or from the environment: also what it stands
+    in front of, and where it keeps its sessions."""
+
+    upstream: dict[str, str]
+    """Upstream URLs by name."""
+    store: str = "sqlite:///shadowcat.db"
+    """The URL of the session store: `sqlite:///FILE`, `redis://…`, `valkey://…`, `memory://`, or one of an
+    installed package's."""
+
+    @classmethod
+    def load(cls, environ: Mapping[str, str], overrides: Mapping[str, Any] | None = None) -> Self:
+        """Return the deployment described by a TOML file (`SHADOWCAT_CONFIG`), overridden by environment
+        variables (`SHADOWCAT_UPSTREAM`, … : the settings' names in capitals), overridden by `overrides`.
+
+        Raises:
+            ValueError: something is missing, unknown or out of range; the message names it.
+        """
+        path = (overrides or {}).get("config") or environ.get(PREFIX + "CONFIG")
+        values: dict[str, Any] = _read_toml(Path(path)) if path else {}
+        for name in cls.__struct_fields__:
+            if PREFIX + name.upper() in environ:
+                values[name] = _from_text(name, environ[PREFIX + name.upper()])
+        values |= {name: value for name, value in (overrides or {}).items() if name != "config"}
+        if isinstance(values.get("upstream"), str):
+            values["upstream"] = {DEFAULT_UPSTREAM: values["upstream"]}
+        if not values.get("upstream"):
+            raise ValueError(
+                "no upstream is given: name the MCP server to stand in front of with --upstream URL or "
+                "SHADOWCAT_UPSTREAM=URL, such as http://127.0.0.1:3001/mcp"
+            )
+        _warn_of_unknown(environ, cls.__struct_fields__)
+        unknown = sorted(values.keys() - set(cls.__struct_fields__))
+        if unknown:
+            raise ValueError(f"unknown setting {unknown[0]!r}; known are {', '.join(cls.__struct_fields__)}")
+        try:
+            return msgspec.convert(values, cls, strict=False)
+        except msgspec.ValidationError as exc:
+            raise ValueError(_in_words(str(exc), get_type_hints(cls))) from None
+
+
+def parse_upstreams(items: tuple[str, ...]) -> dict[str, str]:
+    """Return upstream URLs by name from items such as `URL` and `NAME=URL`.
+
+    Raises:
+        ValueError: an item is no such thing, or a name is given twice.
+    """
+    upstreams: dict[str, str] = {}
+    for item in items:
+        name, equals, url = item.partition("=")
+        if not equals or "/" in name:
+            name, url = DEFAULT_UPSTREAM, item
+        if name in upstreams:
+            raise ValueError(
+                f"upstream {name!r} is given twice: give each a name of its own, as NAME=URL"
+                + (" (one without a name is called 'default')" if name == DEFAULT_UPSTREAM else "")
+            )
+        upstreams[name] = check_upstream(name, url.strip())
+    return upstreams
+
+
+def check_upstream(name: str, url: str) -> str:
+    """Return the URL of the upstream.
+
+    Raises:
+        ValueError: the name cannot stand in a path, or the URL is none of http or https.
+    """
+    if not name or not all(each.isalnum() or each in "-_." for each in name):
+        raise ValueError(f"upstream name {name!r} must be made of letters, digits, '-', '_' and '.'")
+    try:
+        parts = urlsplit(url)
+        right = parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
+    except ValueError:  # a port that is none
+        right = False
+    if not right:
+        raise ValueError(f"upstream {url!r} is no URL such as http://127.0.0.1:3001/mcp")
+    return url
+
+
+def _from_text(name: str, text: str) -> Any:
+    if name == "upstream":
+        return parse_upstreams(tuple(part.strip() for part in text.split(",") if part.strip()))
+    if name in ("allowed_origins", "allowed_hosts", "credential_headers"):
+        return tuple(part.strip() for part in text.split(",") if part.strip())
+    return text
+
+
+def _warn_of_unknown(environ: Mapping[str, str], known: tuple[str, ...]) -> None:
+    """Say which variables look like settings and are none. No error: Kubernetes sets such names too."""
+    names = {PREFIX + name.upper() for name in (*known, "config")}
+    for name in sorted(environ):
+        if (
+            name.startswith(PREFIX)
+            and name not in names
+            and (meant := get_close_matches(name, names, 1, 0.85))
+        ):
+            logger.warning("the environment variable %s is no setting; do you mean %s?", name, meant[0])
+
+
+def _in_words(message: str, types: Mapping[str, Any]) -> str:
+    """Put the setting's name first, and the values it may have where they are a few."""
+    what, _, where = message.partition(" - at `$.")
+    name = where.rstrip("`")
+    choices = get_args(types.get(name))
+    if choices and all(isinstance(each, str) for each in choices):
+        what += f", must be one of {', '.join(choices)}"
+    return f"{name}: {what}" if name else message
+
+
+def _read_toml(path: Path) -> dict[str, Any]:
+    try:
+        return tomllib.loads(path.read_text("utf-8"))
+    except FileNotFoundError:
+        raise ValueError(f"the configuration file {str(path)!r} does not exist") from None
+    except OSError as exc:
+        raise ValueError(f"the configuration file {str(path)!r} cannot be read: {exc.strerror}") from None
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as exc:
+        raise ValueError(f"the configuration file {str(path)!r} is no TOML: {exc}") from None

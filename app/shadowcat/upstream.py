@@ -1,0 +1,182 @@
+"""The upstream's side: one call sends one request, and hands back the response with its body unread."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from contextlib import nullcontext
+from dataclasses import dataclass
+from enum import Enum
+from typing import Final, cast
+
+import anyio
+import httpx2
+
+from shadowcat import protocol
+from shadowcat.counters import Counters, Reason
+from shadowcat.errors import (
+    AmbiguousDelivery,
+    ShadowcatError,
+    UpstreamBroke,
+    UpstreamBusy,
+    UpstreamConnectTimeout,
+    UpstreamError,
+    UpstreamTimeout,
+    UpstreamUnreachable,
+)
+from shadowcat.headers import Headers, media_type
+from shadowcat.settings import Settings
+
+CLOSE_TIMEOUT: Final = 5.0
+"""Seconds that closing an upstream stream may take."""
+
+
+class Media(Enum):
+    """How a response body is to be treated."""
+
+    SSE = b"text/event-stream"
+    JSON = b"application/json"
+    OTHER = b""
+
+    @classmethod
+    def of(cls, content_type: bytes | None) -> Media:
+        """Return the treatment that a `Content-Type` calls for."""
+        kind = media_type(content_type)
+        return cls.SSE if kind == cls.SSE.value else cls.JSON if kind == cls.JSON.value else cls.OTHER
+
+
+@dataclass(slots=True)
+class OutboundRequest:
+    """What goes upstream."""
+
+    method: str
+    headers: Headers
+    body: bytes = b""
+    query: bytes = b""
+    reason: Reason = "forward"
+
+
+class UpstreamResponse:
+    """The response received from the upstream: its head is parsed, its body is not read yet.
+
+    Iterate it once for the body's chunks as they came; `aclose` it in any case, a second time does nothing.
+    """
+
+    __slots__ = ("_stream", "content_encoding", "headers", "media", "session_id", "status")
+
+    def __init__(self, status: int, headers: Headers, stream: httpx2.AsyncByteStream) -> None:
+        self.status = status
+        self.headers: Headers = [(name.lower(), value) for name, value in headers]
+        if any(name == b"transfer-encoding" for name, _ in self.headers):
+            # Where both came, this one did not count: https://www.rfc-editor.org/rfc/rfc9112#section-6.3
+            self.headers = [pair for pair in self.headers if pair[0] != b"content-length"]
+        self._stream = stream
+        found = dict(self.headers)
+        self.media = Media.of(found.get(b"content-type"))
+        self.content_encoding: bytes = found.get(b"content-encoding", b"").strip().lower()
+        self.session_id: str | None = found.get(protocol.SESSION_ID, b"").decode("latin-1") or None
+
+    async def __aiter__(self) -> AsyncIterator[bytes]:
+        try:
+            async for chunk in self._stream:
+                yield chunk
+        except httpx2.TransportError as exc:
+            raise UpstreamBroke(f"The upstream's response ended half way: {exc}") from exc
+
+    async def aclose(self) -> None:
+        """Give the connection back, or close it where the body was not read to its end. Not cancelled."""
+        with anyio.CancelScope(shield=True), anyio.move_on_after(CLOSE_TIMEOUT):
+            await self._stream.aclose()
+
+
+class Upstream:
+    """One MCP server, reached through one transport."""
+
+    def __init__(
+        self,
+        name: str,
+        url: str,
+        transport: httpx2.AsyncBaseTransport,
+        settings: Settings,
+        counters: Counters,
+    ) -> None:
+        self.name = name
+        self.url = url
+        self._url = httpx2.URL(url)
+        self.host = self._url.netloc
+        self.shown = f"{self._url.scheme}://{self.host.decode()}{self._url.path}"
+        """The URL without what may be secret in it."""
+        self.origin = b"%b://%b" % (self._url.raw_scheme, self.host)
+        self._transport = transport
+        self._response_timeout = settings.response_timeout
+        self._counters = counters
+        self._extensions = {
+            "timeout": {
+                "connect": settings.connect_timeout,
+                "pool": settings.connect_timeout,
+                "read": None,
+                "write": None,
+            }
+        }
+
+    async def open(self, outbound: OutboundRequest) -> UpstreamResponse:
+        """Send the request, once, and return the response when its head is here.
+
+        Raises:
+            UpstreamUnreachable, UpstreamConnectTimeout, UpstreamBusy: nothing was sent.
+            AmbiguousDelivery, UpstreamTimeout: it was sent, and no answer came.
+        """
+        self._counters.upstream_requests[outbound.reason] += 1
+        request = httpx2.Request(
+            outbound.method,
+            self._target(outbound.query),
+            headers=outbound.headers,
+            stream=httpx2.ByteStream(outbound.body),
+            extensions=self._extensions,
+        )
+        timeout = self._response_timeout
+        try:
+            with nullcontext() if timeout is None else anyio.fail_after(timeout):
+                response = await self._transport.handle_async_request(request)
+        except httpx2.TransportError as exc:
+            raise _translate(exc) from exc
+        except TimeoutError:
+            raise UpstreamTimeout(
+                f"The MCP server did not answer within {timeout} s. It may have processed the request: check "
+                "before you send it again; raise response_timeout where its tools take longer."
+            ) from None
+        stream = cast(httpx2.AsyncByteStream, response.stream)
+        upstream = UpstreamResponse(response.status_code, response.headers.raw, stream)
+        if not 200 <= upstream.status <= 599:
+            await upstream.aclose()
+            raise UpstreamError(f"The MCP server answered with status {upstream.status}, which is none.")
+        return upstream
+
+    def _target(self, query: bytes) -> httpx2.URL:
+        if not query:
+            return self._url
+        joined = b"&".join(part for part in (self._url.query, query) if part)
+        return self._url.copy_with(query=joined)
+
+
+def _translate(exc: httpx2.TransportError) -> ShadowcatError:
+    """Say in our words what a transport reports; what counts is whether anything may have been processed.
+
+    The address is for the log, not for the client: it may be an internal one.
+    """
+    detail = (str(exc) or type(exc).__name__).rstrip(".")
+    if isinstance(exc, httpx2.ConnectTimeout):
+        return UpstreamConnectTimeout("The MCP server did not take the connection in time. Nothing was sent.")
+    if isinstance(exc, httpx2.PoolTimeout):
+        return UpstreamBusy(
+            "All connections to the MCP server are in use. Nothing was sent: try again, or raise "
+            "max_connections."
+        )
+    if isinstance(exc, httpx2.ConnectError | httpx2.UnsupportedProtocol | httpx2.ProxyError):
+        hint = (
+            "does it speak TLS, or is its URL http://?" if "SSL" in detail else "is it running at this URL?"
+        )
+        return UpstreamUnreachable(f"The MCP server cannot be reached ({detail}): {hint} Nothing was sent.")
+    return AmbiguousDelivery(
+        f"The connection to the MCP server was lost after the request was sent ({detail}). "
+        "It may have been processed: check before you send it again."
+    )

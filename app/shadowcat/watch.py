@@ -1,0 +1,67 @@
+"""Notices that a client has left while its answer is still being made."""
+
+from __future__ import annotations
+
+import asyncio
+from types import TracebackType
+from typing import Final, Self
+
+import anyio
+from starlette.types import Receive
+
+PATIENCE: Final = 0.01
+"""Seconds an answer may take before the client is watched: a fast answer never pays for a watcher (6 µs)."""
+
+
+class ClientWatch:
+    """Cancels the block it surrounds as soon as the client has left.
+
+    Servers send no headers before their first message, and an idle stream sends nothing at all: neither a
+    pending upstream request nor `send` would show that nobody is there any more. Only `receive` does.
+    """
+
+    def __init__(self, receive: Receive, among: set[ClientWatch], *, harmless: bool = False) -> None:
+        self.harmless = harmless
+        """Whether what is awaited has no effect upstream: a server that stops need not wait for it."""
+        self._receive = receive
+        self._among = among
+        self._scope = anyio.CancelScope()
+        self.was_cut = False
+        """Whether the block was left because of `cut`."""
+        self._task: asyncio.Task[None] | None = None
+
+    def __enter__(self) -> Self:
+        self._scope.__enter__()
+        self._among.add(self)
+        loop = asyncio.get_running_loop()
+        self._timer = loop.call_later(PATIENCE, self._start, loop)
+        return self
+
+    def cut(self) -> None:
+        """Leave the block now: the server that is stopping has waited long enough."""
+        self.was_cut = True
+        self._scope.cancel()
+
+    def stop(self) -> None:
+        """Stop watching: the answer is out, and servers call its end a disconnect as well."""
+        self._timer.cancel()
+        if self._task is not None:
+            self._task.cancel()
+
+    def __exit__(
+        self,
+        exc_type: type[BaseException] | None,
+        exc: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> bool | None:
+        self.stop()
+        self._among.discard(self)
+        return self._scope.__exit__(exc_type, exc, traceback)
+
+    def _start(self, loop: asyncio.AbstractEventLoop) -> None:
+        self._task = loop.create_task(self._watch())
+
+    async def _watch(self) -> None:
+        while (await self._receive())["type"] != "http.disconnect":
+            pass
+        self._scope.cancel()

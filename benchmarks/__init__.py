@@ -1,0 +1,1 @@
+"""Shadowcat's benchmarks and its audit of "exactly one": `python -m benchmarks --help`."""

@@ -1,0 +1,133 @@
+"""`python -m benchmarks` measures the proxies, `python -m benchmarks stores` the session stores, and
+`python -m benchmarks audit` checks Shadowcat's promises."""
+
+from __future__ import annotations
+
+import argparse
+import signal
+import sys
+from pathlib import Path
+from typing import TypeVar
+
+from . import audit, bench, report, storepage, stores
+from .processes import ROOT, Cores
+from .stacks import Stack, all_stacks
+
+T = TypeVar("T", Stack, bench.Case)
+
+
+def chosen(names: str, among: list[T]) -> list[T]:
+    """Those that are named, or whose names begin so, in their own order; all where no name is given."""
+    known = [each.name for each in among]
+    wanted: set[str] = set()
+    for name in (name.strip() for name in names.split(",")):
+        found = [name] if name in known else [each for each in known if each.startswith(name)]
+        if not found:
+            sys.exit(f"{name!r} is none of {', '.join(known)}")
+        wanted.update(found)
+    return [each for each in among if each.name in wanted]
+
+
+def arguments() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--seconds", type=float, default=2.0, help="of load per stack, case and round")
+    parser.add_argument(
+        "--only", default="", metavar="NAMES", help="stacks, by the beginning of their names: nginx,shadowcat"
+    )
+    parser.add_argument("--cases", default="", metavar="NAMES", help="json-16,sse-16,json-1,sse-1")
+    parser.add_argument("--output", metavar="FILE", help="default: benchmarks/results/<date>.md; - for none")
+    parser.set_defaults(run=measure)
+    commands = parser.add_subparsers(metavar="audit|stores")
+    measures = commands.add_parser("stores", help=stores.__doc__, description=stores.__doc__)
+    measures.add_argument("--seconds", type=float, default=0.3, help="of each operation, of each store")
+    measures.add_argument("--rounds", type=int, default=5, help="of load on the proxies")
+    measures.add_argument("--load", type=float, default=1.5, help="seconds of it for each proxy and case")
+    measures.add_argument("--only", default="", metavar="STORES", help="memory,sqlite,redis")
+    measures.add_argument("--parts", default="", metavar="PARTS", help=",".join(stores.PARTS))
+    measures.add_argument(
+        "--output", metavar="FILE", help="default: benchmarks/results/<date>-stores.md; - for none"
+    )
+    measures.set_defaults(run=measure_stores)
+    audits = commands.add_parser("audit", help=audit.__doc__, description=audit.__doc__)
+    audits.add_argument("--proxy", default="shadowcat-window", help="a stack's name")
+    audits.add_argument("--calls", type=int, default=10_000, help="calls in JSON, and as many in SSE")
+    audits.add_argument("--settle", type=float, default=15.0, help="seconds that streams may take to close")
+    audits.add_argument(
+        "--output", metavar="FILE", help="default: benchmarks/results/<date>-audit.md; - for none"
+    )
+    audits.set_defaults(run=check)
+    return parser
+
+
+def measure(given: argparse.Namespace) -> int:
+    stacks = chosen(given.only, all_stacks())
+    plan = bench.Plan(
+        stacks=[stack for stack in stacks if not stack.missing],
+        cases=chosen(given.cases, bench.CASES),
+        rounds=given.rounds,
+        seconds=given.seconds,
+    )
+    cores = Cores.choose()
+    bench.tell(f"about {plan.duration():.0f} s; {cores}")
+    samples = bench.run(plan, cores)
+    page = report.page(plan, samples, cores, [stack for stack in stacks if stack.missing])
+    publish(page, given.output, f"{report.today()}.md")
+    return int(any(sample.errors for runs in samples.values() for sample in runs))
+
+
+def measure_stores(given: argparse.Namespace) -> int:
+    plan = stores.Plan(
+        seconds=given.seconds,
+        rounds=given.rounds,
+        load=given.load,
+        stores=named(given.only, stores.STORES),
+        parts=named(given.parts, stores.PARTS),
+    )
+    cores = Cores.choose()
+    found = stores.run(plan, cores)
+    publish(storepage.page(plan, found, cores), given.output, f"{report.today()}-stores.md")
+    return int(found.proxies is not None and found.proxies.failed)
+
+
+def named(names: str, among: tuple[str, ...]) -> tuple[str, ...]:
+    """Those that are named, in their own order; all where no name is given."""
+    wanted = {name.strip() for name in names.split(",") if name.strip()} or set(among)
+    if unknown := sorted(wanted - set(among)):
+        sys.exit(f"{unknown[0]!r} is none of {', '.join(among)}")
+    return tuple(each for each in among if each in wanted)
+
+
+def check(given: argparse.Namespace) -> int:
+    stack = chosen(given.proxy, all_stacks())[0]
+    if stack.missing:
+        sys.exit(f"{stack.label}: {stack.missing}")
+    cores = Cores.choose()
+    checks = audit.run(stack, cores, given.calls, given.settle)
+    publish(audit.page(stack, checks, cores), given.output, f"{report.today()}-audit.md")
+    return int(not all(check.passed for check in checks))
+
+
+def publish(page: str, output: str | None, name: str) -> None:
+    print(page)
+    if output == "-":
+        return
+    file = Path(output) if output else ROOT / "benchmarks" / "results" / name
+    file.parent.mkdir(exist_ok=True)
+    file.write_text(page)
+    bench.tell(f"written to {file}")
+
+
+def main() -> int:
+    if sys.platform != "linux":
+        sys.exit("the benchmarks read /proc: they need Linux")
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+    given = arguments().parse_args()
+    try:
+        return int(given.run(given))
+    except KeyboardInterrupt:
+        return 130
+
+
+if __name__ == "__main__":
+    sys.exit(main())

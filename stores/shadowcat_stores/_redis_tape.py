@@ -1,0 +1,183 @@
+"""The verbs of `RedisStore` about a session's tape."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncGenerator, Sequence
+from itertools import chain
+from typing import Final, NamedTuple
+
+from shadowcat_stores._redis_base import RedisBase
+from shadowcat_stores._redis_errors import unavailable
+from shadowcat_stores._redis_packing import pack, unpack
+from shadowcat_stores._redis_scripts import APPEND, FORGET
+from shadowcat_stores._redis_wire import Call, transaction
+from shadowcat_stores._redis_writes import Write, next_of_each
+from shadowcat_stores.errors import SessionNotFound, StoreUnavailable
+from shadowcat_stores.records import Frame, Window
+
+_PAGE: Final = 32
+"""How many entries of a tape one who follows it reads at once."""
+
+_UNPACKED_AT_ONCE: Final = 8
+_LAST_SEQ: Final = 2**53
+
+_AGAIN: Final = 1.0
+"""Seconds after which one who follows looks whether the server is back."""
+
+
+class Tape(NamedTuple):
+    """A piece of a session's tape."""
+
+    number: int
+    """Of the session: another one under the same id has another."""
+    frames: list[Frame]
+    more: bool
+
+
+class TapeVerbs(RedisBase):
+    """Frames."""
+
+    # -- writing ------------------------------------------------------------------------------------
+
+    async def add_frame(self, frame: Frame, *, keep: Window | None = None) -> int:
+        """Append the frame to its session's tape; return the seq it got, 0 where it was fenced out."""
+        write = (await self._add([frame], keep))[frame.session_id][0]
+        if write.answer is None:
+            raise SessionNotFound(f"there is no session {frame.session_id!r}")
+        return next(iter(write.seqs()))
+
+    async def add_frames(self, frames: Sequence[Frame], *, keep: Window | None = None) -> list[int]:
+        """Append many, those of a session in one step; return the seq of each, 0 for one not stored.
+
+        Who is told that the store is unavailable may hand in the same frame objects again: those that were
+        stored all the same are not stored twice.
+        """
+        written = await self._add(frames, keep)
+        seqs = {
+            session_id: chain.from_iterable(write.seqs() for write in writes)
+            for session_id, writes in written.items()
+        }
+        return [next(seqs[frame.session_id]) for frame in frames]
+
+    async def _add(self, frames: Sequence[Frame], keep: Window | None) -> dict[str, list[Write]]:
+        """Return the writes of each session, settled."""
+        server = self._connected()
+        written = self._writes.of(frames)
+        try:
+            while todo := next_of_each(written):
+                answers = await server.run([self._appending(each, write, keep) for each, write in todo])
+                failed: Exception | None = None
+                for (_, write), answer in zip(todo, answers, strict=True):
+                    if isinstance(answer, Exception):
+                        failed = answer
+                    else:
+                        write.settle(answer)
+                if failed is not None:
+                    raise unavailable(failed) from failed
+        except BaseException:
+            self._writes.unsettled = written
+            raise
+        return written
+
+    def _appending(self, session_id: str, write: Write, keep: Window | None) -> Call:
+        keys = self._keys(session_id)
+        limits = self.limits
+        concerned = [
+            value
+            for place, frame in enumerate(write.frames, 1)
+            if frame.stream is not None
+            for value in _concern(place, frame.stream, frame)
+        ]
+        command = APPEND(
+            keys,
+            repr(self.clock()),
+            _least(limits.frames, None if keep is None else keep.frames),
+            _least(limits.frame_bytes, None if keep is None else keep.bytes),
+            "" if limits.streams is None else limits.streams,
+            self._writes.writer,
+            write.number,
+            len(concerned) // 5,
+            *concerned,
+            *pack(write.frames),
+        )
+        return Call(keys[0], (command,))
+
+    async def delete_frames(self, session_id: str) -> int:
+        """Forget the session's frames; return how many there were. Later ones go on numbering."""
+        keys = self._keys(session_id)
+        return int(await self._ask(Call(keys[0], (FORGET(keys, repr(self.clock())),))))
+
+    # -- reading ------------------------------------------------------------------------------------
+
+    async def get_frames(
+        self, session_id: str, *, stream: str | None = None, after: int = 0, limit: int | None = None
+    ) -> list[Frame]:
+        """Return the session's frames in seq order; none where the session is absent."""
+        if limit is not None and limit < 1:
+            raise ValueError(f"limit is {limit}: ask for at least 1")
+        # Each entry has a frame at least; those of one stream may be anywhere.
+        tape = await self._read(session_id, after, limit if stream is None else None)
+        if tape is None:
+            return []
+        return [frame for frame in tape.frames if stream in (None, frame.stream)][:limit]
+
+    async def _read(self, session_id: str, after: int, most: int | None) -> Tape | None:
+        """Return the frames after a seq, those of `most` entries; `None` where the session is absent."""
+        keys = self._keys(session_id)
+        at_most = () if most is None else ("COUNT", most)
+        call = transaction(
+            keys[0],
+            ("HMGET", keys[0], "x", "n", "o"),
+            ("XRANGE", keys[1], f"{min(max(after, 0), _LAST_SEQ) + 1}-0", "+", *at_most),
+        )
+        (expires, number, oldest), entries = await self._ask(call)
+        if expires is None or float(expires) <= self.clock():
+            return None
+        first = max(after + 1, int(oldest or 1))
+        frames: list[Frame] = []
+        for place, (entry_id, fields) in enumerate(entries):
+            if place % _UNPACKED_AT_ONCE == 0:
+                await asyncio.sleep(0)  # A long tape takes a while: others have their turn.
+            frames += [frame for frame in unpack(session_id, entry_id, fields) if frame.seq >= first]
+        return Tape(int(number), frames, more=len(entries) == most)
+
+    async def follow_frames(
+        self, session_id: str, *, stream: str | None = None, after: int = 0
+    ) -> AsyncGenerator[Frame, None]:
+        """Iterate over the frames after seq `after`, then over each new one as it comes."""
+        news = self._connected().news
+        number: int | None = None
+        with news.of(self._keys(session_id)[0]) as listener:
+            while True:
+                listener.clear()
+                try:
+                    tape = await self._read(session_id, after, _PAGE)
+                except StoreUnavailable:
+                    if number is None or news.closed:
+                        raise
+                    await listener.wait(_AGAIN)
+                    continue
+                if tape is None or tape.number != (tape.number if number is None else number):
+                    return
+                number = tape.number
+                for frame in tape.frames:
+                    after = frame.seq
+                    if stream in (None, frame.stream):
+                        yield frame
+                if not tape.more:
+                    await listener.wait()
+                if news.closed:
+                    raise StoreUnavailable("the store was closed")
+
+
+def _concern(place: int, stream: str, frame: Frame) -> tuple[str | int, ...]:
+    """Return what APPEND has to know of a frame on a stream; nothing where it changes and risks nothing."""
+    has_event = frame.event_id is not None and frame.direction == "server"
+    if not has_event and frame.token <= 0:
+        return ()
+    return place, stream, frame.token, int(has_event), frame.event_id or ""
+
+
+def _least(*bounds: int | None) -> str | int:
+    return min((bound for bound in bounds if bound is not None), default="")

