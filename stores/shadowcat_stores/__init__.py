@@ -11,6 +11,7 @@ from shadowcat_stores.errors import (
     StoreError,
     StoreFull,
     StoreUnavailable,
+    StoreUnusable,
 )
 from shadowcat_stores.memory import MemoryStore
 from shadowcat_stores.records import (
@@ -60,6 +61,7 @@ __all__ = [
     "StoreFull",
     "StoreLimits",
     "StoreUnavailable",
+    "StoreUnusable",
     "StreamClaim",
     "Window",
     "store_from_url",

@@ -94,7 +94,9 @@ class SessionStore(ABC):
         """Make the store ready; nothing but this works before. On an open store it does nothing (clause 10).
 
         Raises:
-            StoreUnavailable: the backend cannot be reached or used; the message says what to do.
+            StoreUnavailable: the backend cannot be reached or used; the message says what to do. The store is
+                closed as before, and `open` may be called again.
+            StoreUnusable: it cannot, and trying again does not help.
         """
         self.is_open = True
 

@@ -6,6 +6,7 @@ StoreError
 ├── SessionConflict     update: somebody else updated the record first
 ├── StoreFull           create: the store holds as many live sessions as it may
 └── StoreUnavailable    the backend is down, hangs or refuses; trying again later may help
+    └── StoreUnusable   it refuses until somebody changes something: trying again does not help
 """
 
 from __future__ import annotations
@@ -33,3 +34,11 @@ class StoreFull(StoreError):
 
 class StoreUnavailable(StoreError):
     """The backend is down, hangs or refuses to work. What was acknowledged before is not lost by it."""
+
+
+class StoreUnusable(StoreUnavailable):
+    """`open`: the backend refuses until somebody changes something, and the message says what.
+
+    A wrong password, a database of a newer version, a directory that is not there. The proxy starts while a
+    store is merely down, and does not start on one that is unusable.
+    """
