@@ -28,6 +28,9 @@ logger = logging.getLogger("shadowcat")
 _MOST_HELD: Final = 100
 """Events before the answer to `initialize` that are held back with it."""
 
+_AWAITED: Final = frozenset({"request", "response", "error"})
+"""What a client acts on. It goes on to other replicas only after the store knows it."""
+
 # Rewritten for the upstream's side: its own address, its own session id, the length of what we send.
 _REPLACED: Final = frozenset({b"host", b"content-length", b"expect"})
 
@@ -71,6 +74,9 @@ class Proxy:
                 # The upstream has processed it: that its client has left by now must not undo our part.
                 with anyio.CancelScope(shield=True):
                     await self.sessions.settle(session, request, response)
+                if request.messages and response.media is Media.OTHER:
+                    # Nothing but the head tells the client that it may go on: 202 has no body.
+                    await self._recorder.settle(ends_turn_of=session.id)
             elif is_initialize(request) and not protocol.is_stateless(request.protocol_version):
                 session = await self._begin(request, response, relay)
             return self._respond(request, session, response, relay)
@@ -184,8 +190,7 @@ class _Relay:
     async def recorded(self, recorder: Recorder, session_id: str, stream: str | None) -> AsyncIterator[bytes]:
         """Iterate over all chunks; what arrives in them is recorded before they go on."""
         reader = self.reader
-        recorder.server_sent(session_id, self._arrived, stream)
-        await recorder.settle()
+        await _record(recorder, session_id, self._arrived, stream)
         for chunk in self._held:
             yield chunk
         self._held.clear()
@@ -193,18 +198,26 @@ class _Relay:
         if self._ended:
             return
         last = b""
-        keeps_last = self._keeps_last and recorder.durable_first
+        keeps_last = self._keeps_last and recorder.holds(session_id)
         async for chunk in self._chunks:
             if reader is not None:
-                recorder.server_sent(session_id, reader.feed(chunk), stream)
-                await recorder.settle()
+                await _record(recorder, session_id, reader.feed(chunk), stream)
             yield last if keeps_last else chunk
             last = chunk
         if reader is not None:
-            recorder.server_sent(session_id, reader.end(), stream)
-            await recorder.settle()
+            await _record(recorder, session_id, reader.end(), stream)
         if keeps_last:
             yield last
+
+
+async def _record(
+    recorder: Recorder, session_id: str, arrivals: Sequence[Arrival], stream: str | None
+) -> None:
+    """Record what arrived, and return when it may go on."""
+    if arrivals:
+        recorder.server_sent(session_id, arrivals, stream)
+        awaited = any(message.kind in _AWAITED for each in arrivals for message in each.messages)
+        await recorder.settle(ends_turn_of=session_id if awaited else None)
 
 
 def prepare_request(request: ClientRequest, session: Session | None, upstream: Upstream) -> OutboundRequest:

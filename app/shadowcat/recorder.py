@@ -15,6 +15,7 @@ import msgspec
 from shadowcat.counters import Counters
 from shadowcat.readers import Arrival
 from shadowcat.settings import Settings
+from shadowcat.turns import Turns
 from shadowcat_stores import Direction, Frame, MessageEnvelope, SessionStore, StoreError
 
 logger = logging.getLogger("shadowcat.recorder")
@@ -30,9 +31,10 @@ class Recorder:
     """The one writer of frames in this process.
 
     Recording appends to a list (0.5 µs); one task hands what has gathered to the store every `record_window`
-    seconds. While the store does not take it, frames wait within `record_queue_bytes`; beyond that new ones
-    are dropped, counted and logged, the tape gets a frame of kind `gap` in their place, and the traffic
-    goes on.
+    seconds, and at once where other replicas record the session as well: the client's next request may be
+    theirs, and must not come before ours on the tape. While the store does not take it, frames wait within
+    `record_queue_bytes`; beyond that new ones are dropped, counted and logged, the tape gets a frame of kind
+    `gap` in their place, and the traffic goes on.
     """
 
     def __init__(self, store: SessionStore, settings: Settings, counters: Counters) -> None:
@@ -55,7 +57,9 @@ class Recorder:
         self._dropped: Counter[str] = Counter()
         self._failing = False
         self._most = _BATCH_FRAMES
-        self._wanted = asyncio.Event()
+        self._turns = Turns() if store.shared else None
+        self._due = asyncio.Event()
+        self._timer: asyncio.TimerHandle | None = None
         self._lock = anyio.Lock()
         self._task: asyncio.Task[None] | None = None
 
@@ -73,15 +77,30 @@ class Recorder:
         for arrival in arrivals:
             self._record(session_id, "server", arrival, stream)
 
-    async def settle(self) -> None:
-        """Return when what was recorded may be forwarded: at once, unless it must be durable before.
+    def holds(self, session_id: str) -> bool:
+        """Return whether the session's client may act on a message only once it is in the store.
+
+        So it is where everything must be durable first, and where another replica may record what the client
+        does next, and store it before what came first.
+        """
+        if not self.enabled:
+            return False
+        return self.durable_first or (self._turns is not None and not self._turns.is_alone(session_id))
+
+    async def settle(self, ends_turn_of: str | None = None) -> None:
+        """Return when what was recorded may be forwarded: at once, unless it is to be in the store before.
 
         While the store takes nothing nobody waits for it: the traffic goes on, the frames wait.
+
+        Args:
+            ends_turn_of: the session whose client may act on what is forwarded.
         """
-        if not self.durable_first or not self._waiting or self._failing:
+        if not self._waiting_bytes or self._failing:
+            return
+        if not (self.durable_first or (ends_turn_of is not None and self.holds(ends_turn_of))):
             return
         recorded = self._recorded
-        self._wanted.set()
+        self._due.set()
         with anyio.move_on_after(self._timeout) as patience:
             while self._written < recorded and not self._failing:
                 await self._progress.wait()
@@ -111,7 +130,17 @@ class Recorder:
                     event_id=arrival.event_id,
                 )
             )
-        self._wanted.set()
+        if self._timer is None:
+            self._set_timer()
+
+    def _set_timer(self) -> None:
+        delay = _RETRY_EVERY if self._failing else self._interval
+        self._timer = asyncio.get_running_loop().call_later(delay, self._due.set)
+
+    def _stop_timer(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
 
     def _wait(self, frame: Frame) -> None:
         self._waiting.append(frame)
@@ -138,7 +167,9 @@ class Recorder:
 
     def start(self) -> None:
         """Begin to write."""
-        self._wanted = asyncio.Event()  # bound to this loop: an app may be started again in another
+        self._due = asyncio.Event()  # bound to this loop: an app may be started again in another
+        self._stop_timer()
+        self._set_timer()
         self._task = asyncio.get_running_loop().create_task(self._run(), name="shadowcat-recorder")
 
     async def stop(self) -> None:
@@ -151,6 +182,7 @@ class Recorder:
         if task is not None:
             with suppress(asyncio.CancelledError):
                 await task
+        self._stop_timer()
         await self.flush()
         if self._waiting:
             self._counters.frames_dropped += len(self._waiting)
@@ -188,6 +220,8 @@ class Recorder:
         self._failing = False
         self._most = min(2 * self._most, _BATCH_FRAMES)
         self._wait_no_more(batch)
+        if self._turns is not None:
+            self._turns.wrote(batch, seqs)
         # What was not stored belonged to a session that ended meanwhile.
         self._counters.frames_recorded += sum(1 for seq in seqs if seq)
         return True
@@ -220,12 +254,12 @@ class Recorder:
 
     async def _run(self) -> None:
         while True:
-            await self._wanted.wait()
-            self._wanted.clear()
-            await asyncio.sleep(_RETRY_EVERY if self._failing else self._interval)
+            await self._due.wait()
+            self._due.clear()
+            self._stop_timer()
             await self.flush()
             if self._waiting:
-                self._wanted.set()
+                self._set_timer()
 
 
 def _size(frames: Sequence[Frame]) -> int:

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Coroutine, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
 
+import anyio
 import httpx2
 
 from shadowcat.counters import Counters
@@ -20,11 +21,13 @@ from shadowcat.streams import LiveStreams
 from shadowcat.transports import http_transport
 from shadowcat.upstream import Upstream
 from shadowcat.watch import ClientWatch
-from shadowcat_stores import SessionStore
+from shadowcat_stores import SessionStore, StoreUnavailable, StoreUnusable
 
 logger = logging.getLogger("shadowcat")
 
 _KEEP_ALIVE_EVERY = 30.0
+_REOPEN_EVERY = 0.5
+"""Seconds between attempts to open a store that was down when the app started."""
 
 
 class Service:
@@ -77,15 +80,12 @@ class Service:
             raise RuntimeError("this Shadowcat app runs already: enter its lifespan once, in one place")
         async with AsyncExitStack() as stack:
             if not self.store.is_open:
-                await stack.enter_async_context(self.store)
+                await self._open_store(stack)
             if self._owned is not None:
                 stack.push_async_callback(self._owned.aclose)
             self.recorder.start()
             stack.push_async_callback(self.recorder.stop)
-            keep_alive = asyncio.get_running_loop().create_task(
-                self._keep_alive(), name="shadowcat-keep-alive"
-            )
-            stack.callback(keep_alive.cancel)
+            _run_beside(stack, self._keep_alive(), "shadowcat-keep-alive")
             stack.enter_context(on_signals(self.drain))
             self.running = True
             self.draining = False
@@ -95,6 +95,47 @@ class Service:
                 self.drain()
                 self._cut()
                 self.running = False
+
+    async def _open_store(self, stack: AsyncExitStack) -> None:
+        """Open the store; where it is down, go on and open it as soon as it is back.
+
+        Until then it refuses every call, so that requests that need it are answered 503.
+
+        Raises:
+            StoreUnusable: no waiting heals it.
+        """
+        stack.push_async_callback(self.store.aclose)
+        reason = await self._refusal()
+        if reason is not None:
+            logger.error("the session store is down, and is asked again until it is back: %s", reason)
+            _run_beside(stack, self._reopen_store(), "shadowcat-reopen-store")
+
+    async def _refusal(self) -> str | None:
+        """Try to open the store; return why it does not open."""
+        # Stores bound their calls themselves, and then say why: theirs comes first.
+        timeout = self.settings.store_timeout + 1
+        try:
+            with anyio.fail_after(timeout):
+                await self.store.open()
+        except StoreUnusable:
+            raise
+        except StoreUnavailable as exc:
+            return str(exc)
+        except TimeoutError:
+            return f"it did not answer within {timeout:g} s"
+        return None
+
+    async def _reopen_store(self) -> None:
+        reason: str | None = ""
+        while reason is not None:
+            await asyncio.sleep(_REOPEN_EVERY)
+            try:
+                reason = await self._refusal()
+            except StoreUnusable as exc:
+                if reason != str(exc):
+                    logger.error("the session store is back and cannot be used: %s", exc)
+                reason = str(exc)
+        logger.warning("the session store is back")
 
     def drain(self) -> None:
         """Stop being ready, end the streams that answer no request, and give the others `shutdown_grace`.
@@ -122,16 +163,31 @@ class Service:
             watch.cut()
 
     async def _keep_alive(self) -> None:
-        """Keep the sessions of open streams from expiring under them."""
+        """Keep the sessions of open streams from expiring under them, and end those that have ended."""
         proxy = next(iter(self.proxies.values()))
         while True:
             await asyncio.sleep(min(_KEEP_ALIVE_EVERY, self.settings.session_ttl / 4))
             for session_id in self.streams.session_ids():
                 with suppress(ShadowcatError):
                     await proxy.sessions.touch(session_id)
+            for each in self.proxies.values():
+                with suppress(ShadowcatError):
+                    await each.sessions.end_again()
 
     def metrics(self) -> str:
         """Return the counters and gauges as Prometheus text."""
         return self.counters.exposition(
             {"open_streams": len(self.streams), "recorder_waiting_frames": self.recorder.waiting}
         )
+
+
+def _run_beside(stack: AsyncExitStack, work: Coroutine[None, None, None], name: str) -> None:
+    """Run it as a task that ends with the stack."""
+    task = asyncio.get_running_loop().create_task(work, name=name)
+
+    async def end() -> None:
+        task.cancel()
+        with suppress(asyncio.CancelledError):
+            await task
+
+    stack.push_async_callback(end)

@@ -68,6 +68,8 @@ class SessionManager:
         self._touch_after = min(_TOUCH_AT_MOST, settings.session_ttl / 10)
         self._own_ids = settings.session_ids == "own"
         self._credential_headers = frozenset(name.lower().encode() for name in settings.credential_headers)
+        self._ended: set[str] = set()
+        """Sessions that their clients have ended, and that the store could not delete yet."""
 
     async def resolve(self, request: ClientRequest) -> Session | None:
         """Return the session that the request names; `None` where it needs none.
@@ -85,7 +87,7 @@ class SessionManager:
             return None
         with self._store_errors():
             session = await self._cache.get(session_id)
-        if session is None or session.upstream != self._upstream:
+        if session is None or session.upstream != self._upstream or session_id in self._ended:
             raise SessionUnknown
         if not may_use(session, self._credentials(request)):
             raise SessionUnknown
@@ -165,14 +167,29 @@ class SessionManager:
         try:
             with self._store_errors():
                 if request.method == "DELETE" and (response.status < 300 or response.status == 404):
-                    try:
-                        await self._store.delete_session(session.id)
-                    finally:  # Not before: another request would read it once more, and keep it.
-                        self._cache.discard(session.id)
+                    await self._end(session.id)
                 elif response.status < 300:
                     await self._accept(session, self._credentials(request))
         except StoreDown as exc:
             logger.warning("session %s could not be updated: %s", session.id, exc)
+
+    async def _end(self, session_id: str) -> None:
+        self._ended.add(session_id)
+        try:
+            await self._store.delete_session(session_id)
+        finally:  # Not before: another request would read it once more, and keep it.
+            self._cache.discard(session_id)
+        self._ended.discard(session_id)
+
+    async def end_again(self) -> None:
+        """Delete the sessions that have ended while the store was down.
+
+        Raises:
+            StoreDown: it still is.
+        """
+        for session_id in tuple(self._ended):
+            with self._store_errors():
+                await self._end(session_id)
 
     async def _accept(self, session: Session, credentials: Credentials) -> None:
         current: Session | None = session

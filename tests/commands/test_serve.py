@@ -140,7 +140,7 @@ async def test_an_address_of_another_machine_is_an_error_that_names_the_remedy()
 
 
 STORE = """
-from shadowcat_stores import MemoryStore, StoreUnavailable
+from shadowcat_stores import MemoryStore, StoreUnusable
 
 class Down(MemoryStore):
     @classmethod
@@ -148,11 +148,11 @@ class Down(MemoryStore):
         return cls()
 
     async def open(self):
-        raise StoreUnavailable("nothing answers at 127.0.0.1:6379: start it, or name another with --store")
+        raise StoreUnusable("the password is wrong: put another one into the URL")
 """
 
 
-async def test_a_store_that_does_not_open_is_an_error_that_names_the_remedy(tmp_path: Path) -> None:
+async def test_a_store_that_no_waiting_opens_is_an_error_that_names_the_remedy(tmp_path: Path) -> None:
     (tmp_path / "down_store.py").write_text(STORE)
     (tmp_path / "down_store-1.0.dist-info").mkdir()
     (tmp_path / "down_store-1.0.dist-info" / "METADATA").write_text("Name: down-store\nVersion: 1.0\n")
@@ -161,7 +161,7 @@ async def test_a_store_that_does_not_open_is_an_error_that_names_the_remedy(tmp_
     options = ("--upstream", URL, "--port", "0", "--store", "down://")
     code, output = await result_of("shadowcat", "serve", *options, env={"PYTHONPATH": str(tmp_path)})
     assert code == 3
-    assert "The session store: nothing answers at 127.0.0.1:6379: start it, or name another" in output
+    assert "The session store: the password is wrong: put another one into the URL" in output
     assert "Traceback" not in output
 
 

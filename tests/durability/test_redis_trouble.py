@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import signal
 import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
@@ -97,6 +98,42 @@ async def test_it_is_said_and_heals_by_itself(
             await ill.conversation.begin(ill.served.url)
             await ill.has_lost_nothing()
         assert "Traceback" not in ill.served.command.output
+
+
+async def test_a_store_that_is_down_at_the_start_is_opened_when_it_is_back(
+    upstream: ScriptedUpstream, redis: RedisServer
+) -> None:
+    redis.kill()
+    server = NumberedServer(upstream)
+    with anyio.fail_after(DEADLINE):
+        async with (
+            plain_http() as http,
+            serve_command(upstream.url, redis.url, store_timeout=STORE_TIMEOUT) as served,
+        ):
+            ill = Patient(served, http, server, Conversation(http, "from-before"), redis.url)
+            await served.command.says("the session store is down, and is asked again until it is back: ")
+            for _ in range(2):
+                await ill.refuses_new_sessions()
+                await ill.refuses_the_session()
+                await ill.goes_on_without_a_session()
+            await ill.is_not_ready("it cannot be reached|the store is not open")
+            redis.start()
+            assert await ill.heals() < 2.0
+            await ill.conversation.begin(served.url)
+            await ill.has_lost_nothing()
+            assert "Traceback" not in served.command.output
+
+
+async def test_a_store_that_stays_down_holds_up_no_end(
+    upstream: ScriptedUpstream, redis: RedisServer
+) -> None:
+    redis.kill()
+    with anyio.fail_after(DEADLINE):
+        async with serve_command(upstream.url, redis.url, store_timeout=STORE_TIMEOUT) as served:
+            await served.command.says("the session store is down")
+            served.command.send(signal.SIGINT)
+            assert await served.command.ends() == 0
+            assert "Traceback" not in served.command.output
 
 
 async def test_lost_connections_cost_no_answer_twice_and_no_frame(

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import json
 import signal
 import time
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -14,7 +13,7 @@ import anyio
 import httpx2
 import pytest
 
-from shadowcat_stores import Frame, SessionStore, store_from_url
+from shadowcat_stores import SessionStore, store_from_url
 from tests.durability._load import Conversation, NumberedServer
 from tests.support.proxying import ACCEPT
 from tests.support.serve_command import DEADLINE, Served, plain_http, serve_command
@@ -76,7 +75,7 @@ async def _delete(url: str, http: httpx2.AsyncClient, session_id: str) -> None:
 
 
 @pytest.mark.parametrize("window", [0.05, 0])
-async def test_all_calls_succeed_and_the_tapes_are_whole(
+async def test_all_calls_succeed_and_the_tapes_are_whole_and_in_order(
     upstream: ScriptedUpstream, store_url: str, window: float
 ) -> None:
     server = NumberedServer(upstream)
@@ -95,37 +94,9 @@ async def test_all_calls_succeed_and_the_tapes_are_whole(
         await both.stop()
         for each in conversations:
             tape = await both.store.get_frames(each.session_id)
-            if window == 0:
-                assert each.check(tape) == []
-                assert len(tape) == len(each.items)
-            else:
-                _check_exchanges(tape, each, window)
+            assert each.check(tape) == []
+            assert len(tape) == len(each.items)
     assert set(server.executed.values()) == {1}
-
-
-def _check_exchanges(tape: Sequence[Frame], conversation: Conversation, window: float) -> None:
-    """Check what is promised where each replica writes after its own window.
-
-    Nothing is missing; an exchange, which is one replica's, is in order; what was recorded further apart
-    than the window is in order, too.
-    """
-    assert [frame.seq for frame in tape] == list(range(1, len(tape) + 1))
-    raws = [frame.envelope.raw for frame in tape]
-    sent = [item.raw for item in conversation.items]
-    assert sorted(raws) == sorted(sent)
-    for call in {_call_of(raw) for raw in sent}:
-        assert [raw for raw in raws if _call_of(raw) == call] == [
-            raw for raw in sent if _call_of(raw) == call
-        ]
-    latest = 0.0
-    for frame in tape:
-        latest = max(latest, frame.at)
-        assert latest - frame.at < window + _SLACK
-
-
-def _call_of(raw: bytes) -> Any:
-    message = json.loads(raw)
-    return message.get("id") or message["params"]["progressToken"]
 
 
 # -- what one does, the other sees ----------------------------------------------------------------------

@@ -21,8 +21,8 @@ def play(route: Route, node_server: ServerProcess) -> Play:
 
     async def player(scenario: str) -> dict[str, Any]:
         result = await run_client(await route.url_for(node_server.url), scenario)
-        # This server asks for roots unasked, and the client's answer may cross its own DELETE: then the proxy refuses
-        # it and asks nobody (404), or the server, which forgot the session first, refuses it itself (400).
+        # This server asks for roots unasked, and the client's answer may cross its own DELETE: then the proxy
+        # refuses it and asks nobody (404), or the server, which forgot the session first, refuses it (400).
         if route.name == "proxied":
             result["wire"] = [each for each in result["wire"] if each[:2] != ["POST", 404]]
         sent = Counter(verb for verb, *_ in result["wire"])

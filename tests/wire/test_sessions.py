@@ -6,6 +6,7 @@ import base64
 import json
 import re
 
+import anyio
 import msgspec
 import pytest
 
@@ -348,19 +349,46 @@ async def test_a_session_begun_without_credentials_is_not_taken_over_by_one_who_
     assert "alice" not in str(session)
 
 
+class ReadOnly(MemoryStore):
+    """A store that is in trouble after the session has begun."""
+
+    down = True
+
+    async def update_session(self, session: Session) -> Session:
+        raise StoreUnavailable("down")
+
+    async def delete_session(self, session_id: str) -> bool:
+        if self.down:
+            raise StoreUnavailable("down")
+        return await super().delete_session(session_id)
+
+
 async def test_an_answer_is_not_lost_when_the_store_fails_after_it(upstream: ScriptedUpstream) -> None:
-    class Failing(MemoryStore):
-        async def update_session(self, session: Session) -> Session:
-            raise StoreUnavailable("down")
-
-        async def delete_session(self, session_id: str) -> bool:
-            raise StoreUnavailable("down")
-
-    async with proxied(upstream.url, Failing()) as proxy:
+    async with proxied(upstream.url, ReadOnly()) as proxy:
         await proxy.begin()
         assert (await proxy.post(request("ping"), Authorization="Bearer alice")).status_code == 200
         async with proxy.stream("DELETE") as response:
             assert response.status_code == 200
+
+
+async def test_a_session_that_the_store_could_not_delete_has_ended_and_is_deleted_later(
+    upstream: ScriptedUpstream,
+) -> None:
+    store = ReadOnly()
+    async with proxied(upstream.url, store, session_ttl=0.2) as proxy:
+        store.clock = lambda: 0.0  # so that it is not its age that ends the session
+        await proxy.begin()
+        async with proxy.stream("DELETE"):
+            pass
+        asked = len(upstream.received)
+        assert (await proxy.post(request("ping"))).status_code == 404
+        assert len(upstream.received) == asked
+        assert await store.count_sessions() == 1
+        store.down = False
+        with anyio.fail_after(5):
+            while await store.count_sessions():
+                await anyio.lowlevel.checkpoint()
+        assert (await proxy.post(request("ping"))).status_code == 404
 
 
 async def test_a_credential_is_remembered_beside_concurrent_updates(upstream: ScriptedUpstream) -> None:
