@@ -20,6 +20,7 @@ from shadowcat.errors import (
     UpstreamError,
 )
 from shadowcat.inbound import ClientRequest
+from shadowcat.live_responses import LiveResponse
 from shadowcat.proxy import Proxy
 from shadowcat.responses import error_response, problem_response
 from shadowcat.service import Service
@@ -64,17 +65,23 @@ class MCPEndpoint:
         is_get = request.method == "GET"
         with ClientWatch(receive, self._service.watches, harmless=is_get) as watch:
             try:
-                response = await self._proxy.forward(request)
+                response = await self._proxy.forward(request, watch)
             except ShadowcatError as error:
                 response = _tell(error, request, self._proxy.upstream.shown)
-            watch.harmless = False
+            if isinstance(response, LiveResponse):
+                watch.hand_to(response)
+            watch.harmless = is_get
             await response(scope, receive, send)
             watch.stop()
-        if watch.was_cut:
-            if response is not None:
-                # Let out, so that what is cut does not look complete, whatever stands around this app.
-                raise UpstreamBroke("The response was cut because the server stops.")
+        if not watch.was_cut:
+            return
+        if response is None:
             await _tell(_STOPPING if is_get else _STOPPED, request)(scope, receive, send)
+        elif is_get:
+            await send({"type": "http.response.body", "body": b"", "more_body": False})
+        else:
+            # Let out, so that what is cut does not look complete, whatever stands around this app.
+            raise UpstreamBroke("The response was cut because the server stops.")
 
 
 def _tell(error: ShadowcatError, request: ClientRequest, upstream: str = "") -> Response:

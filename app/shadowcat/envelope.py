@@ -86,6 +86,22 @@ def stated_version(body: bytes) -> str | None:
         return None
 
 
+class _Cancelled(msgspec.Struct, rename="camel"):
+    request_id: int | float | str
+
+
+class _WithCancelled(msgspec.Struct):
+    params: _Cancelled
+
+
+def cancelled_id(raw: bytes) -> JsonRpcId:
+    """Return the id of the request that this `notifications/cancelled` gives up."""
+    try:
+        return _storable(msgspec.json.decode(raw, type=_WithCancelled).params.request_id)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        return None
+
+
 def _read(raw: bytes) -> MessageEnvelope:
     try:
         outside = _outside.decode(raw)

@@ -31,7 +31,10 @@ from __future__ import annotations
 import logging
 from typing import ClassVar
 
+import msgspec
+
 from shadowcat.protocol import AMBIGUOUS_DELIVERY, INTERNAL_ERROR, INVALID_REQUEST, PARSE_ERROR
+from shadowcat_stores import JsonRpcId
 
 
 class ShadowcatError(Exception):
@@ -44,6 +47,11 @@ class ShadowcatError(Exception):
     """Seconds, for the `Retry-After` header."""
     reason: ClassVar[str] = "internal"
     """A stable word for `error.data.reason`."""
+
+    def message(self, request_id: JsonRpcId = None) -> bytes:
+        """Return the JSON-RPC error that answers the request with this id."""
+        error = {"code": self.code, "message": str(self), "data": {"reason": self.reason}}
+        return msgspec.json.encode({"jsonrpc": "2.0", "id": request_id, "error": error})
 
 
 class ClientError(ShadowcatError):

@@ -26,6 +26,7 @@ _READ: Final = frozenset(
     {
         protocol.SESSION_ID,
         protocol.PROTOCOL_VERSION,
+        protocol.LAST_EVENT_ID,
         b"accept",
         b"authorization",
         b"content-encoding",
@@ -80,6 +81,12 @@ class ClientRequest:
     def protocol_version(self) -> str:
         """The revision named in the header; empty where none is."""
         return (self.header(protocol.PROTOCOL_VERSION) or b"").decode("latin-1")
+
+    @property
+    def last_event_id(self) -> str | None:
+        """The id of the event after which the client wants its stream; empty counts as none."""
+        value = self.header(protocol.LAST_EVENT_ID)
+        return None if value is None else value.strip().decode("utf-8", "replace") or None
 
     @property
     def id(self) -> JsonRpcId:

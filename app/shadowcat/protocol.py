@@ -8,6 +8,9 @@ SESSION_ID: Final = b"mcp-session-id"
 PROTOCOL_VERSION: Final = b"mcp-protocol-version"
 LAST_EVENT_ID: Final = b"last-event-id"
 
+POLLED_SINCE: Final = "2025-11-25"
+"""From this revision on clients take events that carry only an id, and come back for a stream that ends."""
+
 STATELESS_SINCE: Final = "2026-07-28"
 """From this revision on there are no sessions; revisions are dates, so they compare as text."""
 

@@ -5,34 +5,51 @@ from __future__ import annotations
 import logging
 import secrets
 from collections.abc import AsyncIterator, Sequence
+from http import HTTPStatus
 from typing import Final
 
 import anyio
 
 from shadowcat import protocol
-from shadowcat.counters import Counters
-from shadowcat.envelope import read_envelopes
+from shadowcat.counters import Counters, Reason
+from shadowcat.envelope import cancelled_id, read_envelopes
+from shadowcat.errors import StoreDown
+from shadowcat.gets import Gets
 from shadowcat.headers import Headers, end_to_end
 from shadowcat.inbound import ClientRequest
+from shadowcat.live_responses import LiveResponse, StreamResponse
 from shadowcat.readers import Arrival, Reader, reader_for
 from shadowcat.recorder import Recorder
+from shadowcat.replay import NAME_BYTES
 from shadowcat.responses import RelayResponse
 from shadowcat.sessions import SessionManager, is_initialize
 from shadowcat.settings import Settings
-from shadowcat.streams import LiveStream, LiveStreams
+from shadowcat.sse import CONTENT_TYPE
+from shadowcat.streams import LiveStream, LiveStreams, Reopen
+from shadowcat.tap import EventTap, minted
 from shadowcat.upstream import Media, OutboundRequest, Upstream, UpstreamResponse
-from shadowcat_stores import GET_STREAM, MessageEnvelope, Session
+from shadowcat.watch import ClientWatch
+from shadowcat_stores import GET_STREAM, JsonRpcId, MessageEnvelope, Session, StoreError
 
 logger = logging.getLogger("shadowcat")
 
 _MOST_HELD: Final = 100
 """Events before the answer to `initialize` that are held back with it."""
 
-_AWAITED: Final = frozenset({"request", "response", "error"})
-"""What a client acts on. It goes on to other replicas only after the store knows it."""
-
 # Rewritten for the upstream's side: its own address, its own session id, the length of what we send.
 _REPLACED: Final = frozenset({b"host", b"content-length", b"expect"})
+
+# What a request of our own says otherwise than the client's, whose headers it has for the rest.
+_OF_GET: Final = frozenset({b"accept", protocol.LAST_EVENT_ID})
+_OF_POST: Final = frozenset(
+    {b"accept", b"accept-encoding", b"content-length", b"content-type", protocol.LAST_EVENT_ID}
+)
+_ACCEPT_POST: Final = b"application/json, text/event-stream"
+_STREAM_HEADERS: Final = (
+    (b"content-type", CONTENT_TYPE),
+    (b"cache-control", b"no-cache, no-transform"),
+    (b"x-accel-buffering", b"no"),
+)
 
 
 class Proxy:
@@ -44,6 +61,7 @@ class Proxy:
         sessions: SessionManager,
         recorder: Recorder,
         streams: LiveStreams,
+        gets: Gets,
         settings: Settings,
         counters: Counters,
     ) -> None:
@@ -51,10 +69,11 @@ class Proxy:
         self.sessions = sessions
         self._recorder = recorder
         self._streams = streams
+        self._gets = gets
         self._settings = settings
         self._counters = counters
 
-    async def forward(self, request: ClientRequest) -> RelayResponse:
+    async def forward(self, request: ClientRequest, watch: ClientWatch) -> RelayResponse:
         """Send the client's request upstream, once, and return the response that relays the answer.
 
         Raises:
@@ -64,8 +83,13 @@ class Proxy:
         if request.method == "POST":
             request.messages = read_envelopes(request.body)
         session = await self.sessions.resolve(request)
-        if session is not None:
-            self._recorder.client_sent(session.id, request.messages)
+        stream = GET_STREAM if request.method == "GET" else secrets.token_urlsafe(NAME_BYTES)
+        if session is not None and self._recorder.enabled:
+            if request.method == "GET" and (answer := await self._get(request, session)) is not None:
+                return answer
+            # In revisions with sessions a client that is lost has cancelled nothing.
+            watch.patience = self._settings.adopt_seconds if request.method == "POST" else 0.0
+            self._recorder.client_sent(session.id, request.messages, stream if _asked(request) else None)
             await self._recorder.settle()
         response = await self.upstream.open(prepare_request(request, session, self.upstream))
         try:
@@ -73,16 +97,86 @@ class Proxy:
             if session is not None:
                 # The upstream has processed it: that its client has left by now must not undo our part.
                 with anyio.CancelScope(shield=True):
-                    await self.sessions.settle(session, request, response)
-                if request.messages and response.media is Media.OTHER:
-                    # Nothing but the head tells the client that it may go on: 202 has no body.
-                    await self._recorder.settle(ends_turn_of=session.id)
+                    await self._settle(session, request, response)
             elif is_initialize(request) and not protocol.is_stateless(request.protocol_version):
-                session = await self._begin(request, response, relay)
-            return self._respond(request, session, response, relay)
+                session = await self._begin(request, response, relay, stream)
+            return self._respond(request, session, response, relay, stream)
         except BaseException:
             await response.aclose()
             raise
+
+    async def _settle(self, session: Session, request: ClientRequest, response: UpstreamResponse) -> None:
+        """Keep what the answer says of the session and its streams."""
+        await self.sessions.settle(session, request, response)
+        if request.messages and response.media is Media.OTHER:
+            # Nothing but the head tells the client that it may go on: 202 has no body.
+            await self._recorder.settle(ends_turn_of=session.id)
+        if response.status >= 300:
+            return
+        if request.method == "DELETE":
+            self._gets.forget(session.id)
+            for stream in self._streams.of(session.id):
+                stream.drop()
+        for message in request.messages:
+            if message.method == "notifications/cancelled":
+                for stream in self._streams.of(session.id):
+                    stream.cancel(cancelled_id(message.raw))
+
+    async def _get(self, request: ClientRequest, session: Session) -> RelayResponse | None:
+        """Return the session's GET stream, or the stream that the client comes back for; `None` where it is
+        the upstream's to know which one that is."""
+        if not self.sessions.has_accepted(session, request):
+            # Nothing is shown to a credential that the upstream has not seen.
+            refusal = await self._vouch(request, session)
+            if refusal is not None:
+                return refusal
+        reopen = self._reopening(request, session)
+        headers = [*_STREAM_HEADERS, (protocol.SESSION_ID, session.id.encode("latin-1"))]
+        try:
+            if request.last_event_id:
+                return await self._gets.resume(session, request.last_event_id, headers, reopen)
+            found = await self._gets.open(session, headers, reopen)
+        except StoreError as exc:
+            raise StoreDown(f"The session store does not answer: {exc}") from exc
+        if isinstance(found, LiveResponse):
+            return found
+        if isinstance(found, UpstreamResponse):
+            return self._respond(request, session, found, _Relay(found, None), None)
+        headers = response_headers(found.headers, session, self._settings)
+        return RelayResponse(found.status, headers, _once(found.body), _nothing)
+
+    async def _vouch(self, request: ClientRequest, session: Session) -> RelayResponse | None:
+        """Ask the upstream whether it takes the request's credential; return its answer where it does not."""
+        ask = self._headers(request, session, _OF_GET)
+        body = b'{"jsonrpc":"2.0","id":"shadowcat-%b","method":"ping"}' % secrets.token_hex(8).encode()
+        ask += [(b"content-type", b"application/json"), (b"accept", _ACCEPT_POST)]
+        ask.append((b"content-length", b"%d" % len(body)))
+        response = await self.upstream.open(OutboundRequest("POST", ask, body, reason="recover"))
+        if response.status in (HTTPStatus.UNAUTHORIZED, HTTPStatus.FORBIDDEN):
+            return self._respond(request, session, response, _Relay(response, None), None)
+        try:
+            await self.sessions.settle(session, request, response)
+        finally:
+            await response.aclose()
+        return None
+
+    def _reopening(self, request: ClientRequest, session: Session) -> Reopen:
+        """Return what opens a stream of the session upstream with the credentials of this request."""
+
+        async def reopen(after: str | None, reason: Reason = "recover") -> UpstreamResponse:
+            current = await self.sessions.current(session)
+            ask = self._headers(request, current, _OF_POST)
+            ask.append((b"accept", CONTENT_TYPE))
+            if after is not None:
+                ask.append((protocol.LAST_EVENT_ID, after.encode()))
+            return await self.upstream.open(OutboundRequest("GET", ask, query=request.query, reason=reason))
+
+        return reopen
+
+    def _headers(self, request: ClientRequest, session: Session, drop: frozenset[bytes]) -> Headers:
+        return [
+            pair for pair in prepare_request(request, session, self.upstream).headers if pair[0] not in drop
+        ]
 
     def _reader(
         self, session: Session | None, request: ClientRequest, response: UpstreamResponse
@@ -93,7 +187,7 @@ class Proxy:
         return None
 
     async def _begin(
-        self, request: ClientRequest, response: UpstreamResponse, relay: _Relay
+        self, request: ClientRequest, response: UpstreamResponse, relay: _Relay, stream: str
     ) -> Session | None:
         """Store the session before the first byte of its `initialize` answer leaves.
 
@@ -107,7 +201,7 @@ class Proxy:
         if session is None or not self._recorder.enabled:
             relay.reader = None
         if session is not None:
-            self._recorder.client_sent(session.id, request.messages)
+            self._recorder.client_sent(session.id, request.messages, stream)
         return session
 
     def _hint(self, response: UpstreamResponse) -> None:
@@ -127,24 +221,59 @@ class Proxy:
             )
 
     def _respond(
-        self, request: ClientRequest, session: Session | None, response: UpstreamResponse, relay: _Relay
+        self,
+        request: ClientRequest,
+        session: Session | None,
+        response: UpstreamResponse,
+        relay: _Relay,
+        stream: str | None,
     ) -> RelayResponse:
-        live = LiveStream(None if session is None else session.id, request.method == "GET")
-        body = (
-            relay.body()
-            if session is None
-            else relay.recorded(self._recorder, session.id, _stream(request, response))
-        )
-        if live.standalone and response.media is Media.SSE:
-            body = live.until_ended(body)
-        self._streams.add(live)
+        headers = response_headers(response.headers, session, self._settings)
+        if session is None or relay.reader is None or stream is None:
+            body = relay.body()
+        elif response.media is Media.SSE and not response.content_encoding and request.method == "POST":
+            return self._live(request, session, response, relay, stream, headers)
+        else:
+            body = relay.recorded(self._recorder, session.id, stream)
+        opened = object()
+        self._streams.add(opened)
 
         async def close() -> None:
-            self._streams.discard(live)
+            self._streams.discard(opened)
             await response.aclose()
 
-        return RelayResponse(
-            response.status, response_headers(response, session, self._settings), body, close
+        return RelayResponse(response.status, headers, body, close)
+
+    def _live(
+        self,
+        request: ClientRequest,
+        session: Session,
+        response: UpstreamResponse,
+        relay: _Relay,
+        stream: str,
+        headers: Headers,
+    ) -> RelayResponse:
+        """Return the stream that answers the request, as one that outlives the client's connection."""
+        settings = self._settings
+        polled = (session.protocol_version or "") >= protocol.POLLED_SINCE
+        live = LiveStream(
+            session.id,
+            stream,
+            EventTap(stream, settings.max_message_bytes, _asked(request)),
+            self._reopening(request, session),
+            self._recorder,
+            settings,
+            polled=polled,
+        )
+        # An event without data would be a broken message to clients of the revisions before.
+        prime = b"retry: %d\nid: %b\ndata:\n\n" % (settings.reconnect_after, minted(stream, 0).encode())
+        return StreamResponse(
+            [pair for pair in headers if pair[0] != b"content-length"],
+            live,
+            response,
+            relay.body(),
+            self._streams,
+            prime if polled else b"",
         )
 
 
@@ -187,10 +316,11 @@ class _Relay:
             async for chunk in self._chunks:
                 yield chunk
 
-    async def recorded(self, recorder: Recorder, session_id: str, stream: str | None) -> AsyncIterator[bytes]:
+    async def recorded(self, recorder: Recorder, session_id: str, stream: str) -> AsyncIterator[bytes]:
         """Iterate over all chunks; what arrives in them is recorded before they go on."""
         reader = self.reader
-        await _record(recorder, session_id, self._arrived, stream)
+        name = None if self._keeps_last else stream
+        await recorder.pass_on(session_id, self._arrived, name)
         for chunk in self._held:
             yield chunk
         self._held.clear()
@@ -201,23 +331,13 @@ class _Relay:
         keeps_last = self._keeps_last and recorder.holds(session_id)
         async for chunk in self._chunks:
             if reader is not None:
-                await _record(recorder, session_id, reader.feed(chunk), stream)
+                await recorder.pass_on(session_id, reader.feed(chunk), name)
             yield last if keeps_last else chunk
             last = chunk
         if reader is not None:
-            await _record(recorder, session_id, reader.end(), stream)
+            await recorder.pass_on(session_id, reader.end(), name)
         if keeps_last:
             yield last
-
-
-async def _record(
-    recorder: Recorder, session_id: str, arrivals: Sequence[Arrival], stream: str | None
-) -> None:
-    """Record what arrived, and return when it may go on."""
-    if arrivals:
-        recorder.server_sent(session_id, arrivals, stream)
-        awaited = any(message.kind in _AWAITED for each in arrivals for message in each.messages)
-        await recorder.settle(ends_turn_of=session_id if awaited else None)
 
 
 def prepare_request(request: ClientRequest, session: Session | None, upstream: Upstream) -> OutboundRequest:
@@ -238,9 +358,9 @@ def prepare_request(request: ClientRequest, session: Session | None, upstream: U
     return OutboundRequest(request.method, headers, request.body, request.query)
 
 
-def response_headers(response: UpstreamResponse, session: Session | None, settings: Settings) -> Headers:
+def response_headers(came: Headers, session: Session | None, settings: Settings) -> Headers:
     """Return what the client gets: what came, with our session id for the upstream's."""
-    headers = end_to_end(response.headers)
+    headers = end_to_end(came)
     if settings.session_ids == "upstream":
         return headers
     headers = [pair for pair in headers if pair[0] != protocol.SESSION_ID]
@@ -249,10 +369,16 @@ def response_headers(response: UpstreamResponse, session: Session | None, settin
     return headers
 
 
-def _stream(request: ClientRequest, response: UpstreamResponse) -> str | None:
-    if response.media is not Media.SSE:
-        return None
-    return GET_STREAM if request.method == "GET" else secrets.token_urlsafe(6)
+def _asked(request: ClientRequest) -> list[JsonRpcId]:
+    return [message.id for message in request.messages if message.kind == "request"]
+
+
+async def _once(body: bytes) -> AsyncIterator[bytes]:
+    yield body
+
+
+async def _nothing() -> None:
+    pass
 
 
 def _answer_among(arrivals: Sequence[Arrival], asked: MessageEnvelope) -> MessageEnvelope | None:

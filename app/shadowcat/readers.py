@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import zlib
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Final, Protocol
 
 from shadowcat.envelope import read_server_messages
-from shadowcat.sse import SSEFramer
+from shadowcat.sse import SSEBlock, SSEFramer
 from shadowcat.upstream import Media, UpstreamResponse
 from shadowcat_stores import MessageEnvelope
 
-LONGEST_ID = 1024
+LONGEST_ID: Final = 1024
 """Characters of an event id or type in the tape; the bounds of tapes count the messages only."""
 
 
@@ -36,6 +36,10 @@ class Reader(Protocol):
         """Return what the body's end completes."""
 
 
+UNREAD: Final = MessageEnvelope(b'{"dropped":1}', "gap")
+"""What the tape has for an event that was too large to be read."""
+
+
 class SSEReader:
     """Reads a stream of server-sent events. An event not completed is none, so `end` adds nothing."""
 
@@ -46,23 +50,29 @@ class SSEReader:
     def feed(self, chunk: bytes) -> list[Arrival]:
         """Return the events this chunk completes."""
         return [
-            self._arrival(block.data, block.event, block.id)
+            self._arrival(block)
             for block in self._framer.feed(chunk)
-            if block.data is not None
+            if block.data is not None or block.unread
         ]
 
     def end(self) -> list[Arrival]:
         """Return nothing."""
         return []
 
-    def _arrival(self, data: bytes, event: str | None, event_id: str | None) -> Arrival:
+    def _arrival(self, block: SSEBlock) -> Arrival:
         self._position += 1
-        # An event without data carries an id only (priming, since revision 2025-11-25): kept as it came.
-        messages = read_server_messages(data) if data else [MessageEnvelope(b"", "other")]
-        return Arrival(messages, self._position, _short(event), _short(event_id))
+        return Arrival(messages_of(block), self._position, short(block.event), short(block.id))
 
 
-def _short(text: str | None) -> str | None:
+def messages_of(block: SSEBlock) -> list[MessageEnvelope]:
+    """Return the messages in an event."""
+    if block.unread:
+        return [UNREAD]
+    # An event without data carries an id only (priming, since revision 2025-11-25): kept as it came.
+    return read_server_messages(block.data) if block.data else [MessageEnvelope(b"", "other")]
+
+
+def short(text: str | None) -> str | None:
     """Return what the tape keeps of an event's id or type: nothing of one that is no honest id."""
     return text if text is None or len(text) <= LONGEST_ID else None
 

@@ -25,6 +25,8 @@ _FRAME_OVERHEAD: Final = 300
 """Bytes a waiting frame takes besides its message, so that empty messages are bounded as well."""
 _RETRY_EVERY: Final = 0.5
 """Seconds between attempts while the store refuses frames."""
+_AWAITED: Final = frozenset({"request", "response", "error"})
+"""What a client acts on: its next request may come to another replica."""
 
 
 class Recorder:
@@ -68,14 +70,27 @@ class Recorder:
         """How many frames wait for the store."""
         return len(self._waiting)
 
-    def client_sent(self, session_id: str, messages: Sequence[MessageEnvelope]) -> None:
-        """Record what the client sent."""
-        self._record(session_id, "client", Arrival(list(messages)), None)
+    def client_sent(
+        self, session_id: str, messages: Sequence[MessageEnvelope], stream: str | None = None
+    ) -> None:
+        """Record what the client sent, to be answered on the stream."""
+        self._record(session_id, "client", Arrival(list(messages)), stream)
 
-    def server_sent(self, session_id: str, arrivals: Sequence[Arrival], stream: str | None = None) -> None:
-        """Record what the server sent on the stream, or in a plain body."""
+    def server_sent(
+        self, session_id: str, arrivals: Sequence[Arrival], stream: str | None = None, token: int = 0
+    ) -> None:
+        """Record what the server sent on the stream as its owner, or in a plain body."""
         for arrival in arrivals:
-            self._record(session_id, "server", arrival, stream)
+            self._record(session_id, "server", arrival, stream, token)
+
+    async def pass_on(
+        self, session_id: str, arrivals: Sequence[Arrival], stream: str | None, token: int = 0
+    ) -> None:
+        """Record what the server sent, and return when it may go on."""
+        if arrivals:
+            self.server_sent(session_id, arrivals, stream, token)
+            awaited = any(message.kind in _AWAITED for each in arrivals for message in each.messages)
+            await self.settle(ends_turn_of=session_id if awaited else None)
 
     def holds(self, session_id: str) -> bool:
         """Return whether the session's client may act on a message only once it is in the store.
@@ -107,7 +122,9 @@ class Recorder:
         if patience.cancelled_caught:
             self._fails(f"it did not answer within {self._timeout:g} s")
 
-    def _record(self, session_id: str, direction: Direction, arrival: Arrival, stream: str | None) -> None:
+    def _record(
+        self, session_id: str, direction: Direction, arrival: Arrival, stream: str | None, token: int = 0
+    ) -> None:
         if not self.enabled:
             return
         now = self._clock()
@@ -128,6 +145,7 @@ class Recorder:
                     position=arrival.position,
                     event=arrival.event,
                     event_id=arrival.event_id,
+                    token=token,
                 )
             )
         if self._timer is None:
@@ -195,12 +213,15 @@ class Recorder:
 
     async def _write_all(self) -> None:
         while self._waiting or self._dropped:
-            if not self._waiting:
-                # Not before there is room: as long as the store takes nothing, marks would pile up.
-                for session_id in tuple(self._dropped):
-                    self._mark_gap(session_id)
-            if not await self._write():
+            if not await self._begin_write():
                 return
+
+    async def _begin_write(self) -> bool:
+        if not self._waiting:
+            # Not before there is room: as long as the store takes nothing, marks would pile up.
+            for session_id in tuple(self._dropped):
+                self._mark_gap(session_id)
+        return await self._write()
 
     async def _write(self) -> bool:
         batch, self._waiting = self._waiting[: self._most], self._waiting[self._most :]
@@ -257,8 +278,12 @@ class Recorder:
             await self._due.wait()
             self._due.clear()
             self._stop_timer()
-            await self.flush()
-            if self._waiting:
+            async with self._lock:
+                # One batch a window: what gathers while it is written is worth more in the next one.
+                await self._begin_write()
+            if len(self._waiting) >= self._most and not self._failing:
+                self._due.set()
+            elif self._waiting:
                 self._set_timer()
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import suppress
 from http import HTTPStatus
 
 import msgspec
@@ -34,27 +35,23 @@ class RelayResponse(StreamingResponse):
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Send it. Who calls this watches for the client's leaving; the parent's task group costs 80 µs."""
         try:
-            await self.stream_response(send)
+            with suppress(OSError):  # how servers of ASGI 2.4 say that the client has left
+                await self.stream_response(send)
         finally:
             await self._close()
 
 
 def error_response(error: ShadowcatError, request_id: JsonRpcId = None) -> Response:
     """Return the error as the MCP path says it: a JSON-RPC error with the request's id."""
-    body = {
-        "jsonrpc": "2.0",
-        "id": request_id,
-        "error": {"code": error.code, "message": str(error), "data": {"reason": error.reason}},
-    }
-    return _json(body, error.status, "application/json", error.retry_after)
+    return _json(error.message(request_id), error.status, "application/json", error.retry_after)
 
 
 def problem_response(status: int, detail: str, retry_after: int | None = None) -> Response:
     """Return the error as the other paths say it: https://www.rfc-editor.org/rfc/rfc9457."""
     body = {"title": HTTPStatus(status).phrase, "status": status, "detail": detail}
-    return _json(body, status, "application/problem+json", retry_after)
+    return _json(msgspec.json.encode(body), status, "application/problem+json", retry_after)
 
 
-def _json(body: object, status: int, media_type: str, retry_after: int | None) -> Response:
+def _json(body: bytes, status: int, media_type: str, retry_after: int | None) -> Response:
     headers = {} if retry_after is None else {"retry-after": str(retry_after)}
-    return Response(msgspec.json.encode(body), status, headers, media_type)
+    return Response(body, status, headers, media_type)

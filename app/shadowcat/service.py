@@ -12,6 +12,8 @@ import httpx2
 
 from shadowcat.counters import Counters
 from shadowcat.errors import ShadowcatError
+from shadowcat.gets import Gets
+from shadowcat.owners import Owners
 from shadowcat.proxy import Proxy
 from shadowcat.recorder import Recorder
 from shadowcat.sessions import SessionManager
@@ -26,6 +28,8 @@ from shadowcat_stores import SessionStore, StoreUnavailable, StoreUnusable
 logger = logging.getLogger("shadowcat")
 
 _KEEP_ALIVE_EVERY = 30.0
+_LAST_WORDS = 1.0
+"""Seconds for streams to say how they end."""
 _REOPEN_EVERY = 0.5
 """Seconds between attempts to open a store that was down when the app started."""
 
@@ -46,7 +50,8 @@ class Service:
         self.store = store
         self.settings = settings
         self.counters = Counters()
-        self.streams = LiveStreams()
+        self.owners = Owners(store, settings.replica_lease)
+        self.streams = LiveStreams(self.owners)
         self.watches: set[ClientWatch] = set()
         """Of all requests that are being answered."""
         self.recorder = Recorder(store, settings, self.counters)
@@ -62,6 +67,7 @@ class Service:
                 SessionManager(store, settings, name),
                 self.recorder,
                 self.streams,
+                Gets(store, self.recorder, self.streams, settings),
                 settings,
                 self.counters,
             )
@@ -86,6 +92,9 @@ class Service:
             self.recorder.start()
             stack.push_async_callback(self.recorder.stop)
             _run_beside(stack, self._keep_alive(), "shadowcat-keep-alive")
+            _run_beside(stack, self._comment(), "shadowcat-comments")
+            await stack.enter_async_context(self.owners.alive())
+            _run_beside(stack, self._look_after(), "shadowcat-look-after")
             stack.enter_context(on_signals(self.drain))
             self.running = True
             self.draining = False
@@ -94,6 +103,7 @@ class Service:
             finally:
                 self.drain()
                 self._cut()
+                await self.streams.settle(_LAST_WORDS)
                 self.running = False
 
     async def _open_store(self, stack: AsyncExitStack) -> None:
@@ -146,7 +156,8 @@ class Service:
             self._cut()
             return
         self.draining = True
-        self.streams.end_standalone()
+        for stream in self.streams.all():
+            stream.hand_on()
         for watch in tuple(self.watches):
             if watch.harmless:
                 watch.cut()
@@ -159,8 +170,23 @@ class Service:
             self._grace = None
         if self.watches:
             logger.warning("requests that are cut because the server stops: %d", len(self.watches))
+        for stream in self.streams.all():
+            stream.end()
         for watch in tuple(self.watches):
             watch.cut()
+
+    async def _comment(self) -> None:
+        """Keep silent streams from being taken for dead by what is between."""
+        silence = self.settings.stream_keepalive / 2
+        while silence:
+            await asyncio.sleep(silence)
+            self.streams.keep_alive(silence)
+
+    async def _look_after(self) -> None:
+        """Go on with streams whose clients listen to them at other replicas."""
+        while self.store.shared:
+            await asyncio.sleep(1)
+            await self.streams.look_after()
 
     async def _keep_alive(self) -> None:
         """Keep the sessions of open streams from expiring under them, and end those that have ended."""

@@ -94,6 +94,20 @@ class SessionManager:
         await self._touch(session)
         return session
 
+    def has_accepted(self, session: Session, request: ClientRequest) -> bool:
+        """Return whether the upstream has accepted the request's credential on the session."""
+        if not session.principal:
+            return True
+        return self._credentials(request).digest(session.id) in session.credentials
+
+    async def current(self, session: Session) -> Session:
+        """Return the session as it is now; as it was where the store does not say."""
+        try:
+            with self._store_errors():
+                return await self._cache.get(session.id) or session
+        except StoreDown:
+            return session
+
     def _require_none(self, request: ClientRequest) -> None:
         # With the upstream's own ids a server may keep no session at all, so the upstream judges.
         if not self._own_ids or is_initialize(request):

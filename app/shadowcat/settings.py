@@ -82,6 +82,23 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     record_queue_bytes: int = 16 * 1024 * 1024
     """Bytes of frames that may wait for the store. Beyond it frames are dropped from the tape, counted and
     logged; the traffic goes on."""
+    adopt_seconds: float = 60.0
+    """Seconds that a response goes on being read for a client that has left it, so that the client finds it
+    on the tape when it comes back. 0 ends it at the server as well."""
+    adopt_events: int = 500
+    """Events that are read of it meanwhile; then the server has to wait."""
+    adopt_bytes: int = 1024 * 1024
+    """Bytes that are read of it meanwhile; then the server has to wait."""
+    replica_lease: float = 0.8
+    """Seconds of silence after which other replicas take this one for dead, and its streams over. The clocks
+    of their machines must agree to a part of that."""
+    recover_seconds: float = 30.0
+    """Seconds that a stream which the server has cut is tried to be resumed there."""
+    reconnect_after: int = 1000
+    """Milliseconds after which clients whose stream has ended are told to come back."""
+    stream_keepalive: float = 15.0
+    """Seconds of silence after which a stream gets a comment, so that nothing between takes it for dead. 0:
+    none."""
     shutdown_grace: float = 5.0
     """Seconds that open responses get to finish when the server stops."""
 
@@ -90,11 +107,16 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
         positive = (
             "tape_frames", "tape_bytes", "session_ttl", "max_body_bytes", "max_message_bytes",
             "connect_timeout", "max_connections", "keepalive", "record_queue_bytes", "store_timeout",
+            "adopt_events", "adopt_bytes", "replica_lease",
         )  # fmt: skip
         for name in positive:
             if getattr(self, name) <= 0:
                 raise ValueError(f"{name} must be more than 0, not {getattr(self, name)!r}")
-        for name in ("record_window", "shutdown_grace", "session_cache"):
+        not_negative = (
+            "record_window", "shutdown_grace", "session_cache", "adopt_seconds", "recover_seconds",
+            "reconnect_after", "stream_keepalive",
+        )  # fmt: skip
+        for name in not_negative:
             if getattr(self, name) < 0:
                 raise ValueError(f"{name} must be 0 or more, not {getattr(self, name)!r}")
         if self.response_timeout is not None and self.response_timeout <= 0:

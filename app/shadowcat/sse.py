@@ -12,7 +12,13 @@ from typing import Final
 # A line ends with CRLF, LF or CR; a blank line ends the event. The look-ahead keeps a CRLF from being two.
 _BOUNDARY: Final = re.compile(rb"(?:\r\n|\n|\r(?!\n))(?:\r\n|\n|\r)")
 _LONGEST_BOUNDARY: Final = 4
+_LONGEST_RETRY: Final = 10
 _BOM: Final = b"\xef\xbb\xbf"
+_BEFORE_FIELDS: Final = re.compile(rb"(?:\xef\xbb\xbf)?[\r\n]*")
+
+CONTENT_TYPE: Final = b"text/event-stream"
+COMMENT: Final = b":\n\n"
+"""What keeps a silent connection alive, and is no event."""
 
 
 @dataclass(slots=True, frozen=True)
@@ -20,17 +26,21 @@ class SSEBlock:
     """What stands between two blank lines: an event, or only comments and settings such as `retry`."""
 
     raw: bytes
-    """All its bytes, with the blank line that ends it. Empty where it was too large to keep."""
+    """All its bytes, with the blank line that ends it."""
     data: bytes | None = None
     """Its `data` lines joined by LF; `None` where it has none, so that it is no event."""
     event: str | None = None
     id: str | None = None
+    retry: int | None = None
+    """Milliseconds to wait before connecting again."""
+    unread: bool = False
+    """Whether it is the end of an event that was too large to be read; the parts before it came alone."""
 
 
 class SSEFramer:
     """Splits a byte stream into blocks. Joined, their bytes and `pending` are the bytes that were fed.
 
-    A block of more than `limit` bytes is not kept: it comes out with empty `raw` and `data`.
+    A block of more than `limit` bytes is not read: it comes out in parts as it came in.
     """
 
     def __init__(self, limit: int = 4 * 1024 * 1024) -> None:
@@ -38,7 +48,7 @@ class SSEFramer:
         self._buffer = bytearray()
         self._searched = 0
         self._first = True
-        self._skipping = False
+        self._in_parts = False
 
     @property
     def pending(self) -> bytes:
@@ -59,25 +69,25 @@ class SSEFramer:
         # A boundary may begin in the last bytes and end in the next chunk.
         self._searched = max(0, len(buffer) - _LONGEST_BOUNDARY)
         if len(buffer) > self._limit:
-            self._skipping = True
+            self._in_parts = True
+            blocks.append(SSEBlock(bytes(buffer[: self._searched])))
             del buffer[: self._searched]
             self._searched = 0
         return blocks
 
     def _block(self, raw: bytes) -> SSEBlock:
-        if self._skipping:
-            self._skipping = self._first = False
-            return SSEBlock(b"", b"")
-        if self._first:
-            self._first = False
-            if raw.startswith(_BOM):
-                return _parse(raw, raw[len(_BOM) :])
+        first, self._first = self._first, False
+        if self._in_parts:
+            self._in_parts = False
+            return SSEBlock(raw, unread=True)
+        if first and raw.startswith(_BOM):
+            return _parse(raw, raw[len(_BOM) :])
         return _parse(raw, raw)
 
 
 def _parse(raw: bytes, text: bytes) -> SSEBlock:
     data: list[bytes] = []
-    event = event_id = None
+    event = event_id = retry = None
     for line in text.splitlines():
         name, _, value = line.partition(b":")
         value = value.removeprefix(b" ")
@@ -87,4 +97,26 @@ def _parse(raw: bytes, text: bytes) -> SSEBlock:
             event_id = value.decode("utf-8", "replace")
         elif name == b"event":
             event = value.decode("utf-8", "replace")
-    return SSEBlock(raw, b"\n".join(data) if data else None, event, event_id)
+        elif name == b"retry" and value.isdigit() and len(value) < _LONGEST_RETRY:
+            retry = int(value)
+    return SSEBlock(raw, b"\n".join(data) if data else None, event, event_id, retry)
+
+
+def with_id(raw: bytes, event_id: str) -> bytes:
+    """Return the bytes of an event that has no id, with this one."""
+    at = _BEFORE_FIELDS.match(raw).end()  # type: ignore[union-attr]  # it matches everything
+    return b"%bid: %b\n%b" % (raw[:at], event_id.encode(), raw[at:])
+
+
+def write_event(data: bytes, event_id: str | None = None, event: str | None = None) -> bytes:
+    """Return the bytes of an event."""
+    lines = [] if event_id is None else [b"id: " + event_id.encode()]
+    if event is not None:
+        lines.append(b"event: " + event.encode())
+    lines += [b"data: " + line for line in data.split(b"\n")]
+    return b"\n".join((*lines, b"", b""))
+
+
+def write_retry(milliseconds: int) -> bytes:
+    """Return the bytes that tell a client when to connect again."""
+    return b"retry: %d\n\n" % milliseconds

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from types import TracebackType
-from typing import Final, Self
+from typing import Final, Protocol, Self
 
 import anyio
 from starlette.types import Receive
@@ -13,8 +13,18 @@ PATIENCE: Final = 0.01
 """Seconds an answer may take before the client is watched: a fast answer never pays for a watcher (6 µs)."""
 
 
+class Answer(Protocol):
+    """A response that knows what to do when its client leaves, or the server stops."""
+
+    def client_left(self) -> None:
+        """Take notice that nobody reads it any more."""
+
+    def cut(self) -> None:
+        """End as soon as can be."""
+
+
 class ClientWatch:
-    """Cancels the block it surrounds as soon as the client has left.
+    """Cancels the block it surrounds when the client has left: as soon as it has, or `patience` later.
 
     Servers send no headers before their first message, and an idle stream sends nothing at all: neither a
     pending upstream request nor `send` would show that nobody is there any more. Only `receive` does.
@@ -23,6 +33,11 @@ class ClientWatch:
     def __init__(self, receive: Receive, among: set[ClientWatch], *, harmless: bool = False) -> None:
         self.harmless = harmless
         """Whether what is awaited has no effect upstream: a server that stops need not wait for it."""
+        self.patience = 0.0
+        """Seconds that what is awaited goes on without the client."""
+        self.has_left = False
+        """Whether the client has."""
+        self._answer: Answer | None = None
         self._receive = receive
         self._among = among
         self._scope = anyio.CancelScope()
@@ -37,10 +52,20 @@ class ClientWatch:
         self._timer = loop.call_later(PATIENCE, self._start, loop)
         return self
 
+    def hand_to(self, answer: Answer) -> None:
+        """Let the answer itself deal with the client's leaving from now on."""
+        self._answer = answer
+        self._scope.deadline = float("inf")
+        if self.has_left:
+            answer.client_left()
+
     def cut(self) -> None:
         """Leave the block now: the server that is stopping has waited long enough."""
-        self.was_cut = True
-        self._scope.cancel()
+        if self._answer is not None:
+            self._answer.cut()
+        else:
+            self.was_cut = True
+            self._scope.cancel()
 
     def stop(self) -> None:
         """Stop watching: the answer is out, and servers call its end a disconnect as well."""
@@ -64,4 +89,10 @@ class ClientWatch:
     async def _watch(self) -> None:
         while (await self._receive())["type"] != "http.disconnect":
             pass
-        self._scope.cancel()
+        self.has_left = True
+        if self._answer is not None:
+            self._answer.client_left()
+        elif self.patience:
+            self._scope.deadline = anyio.current_time() + self.patience
+        else:
+            self._scope.cancel()

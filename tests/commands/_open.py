@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
@@ -71,3 +72,10 @@ async def caller(url: str, upstream: ScriptedUpstream) -> AsyncIterator[Caller]:
             client = Caller(http, url, script)
             await client.begin()
             yield client
+
+
+def is_said_to_be_lost(chunks: list[bytes]) -> bool:
+    """Return whether a stream ends with an answer that says that there is none."""
+    *_, last = b"".join(chunks).strip().split(b"data: ")
+    error = json.loads(last)["error"]
+    return bool(error["code"] == -31001 and error["data"] == {"reason": "ambiguous_delivery"})

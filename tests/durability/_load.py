@@ -137,8 +137,9 @@ class Conversation:
         async for chunk in response.aiter_raw():
             *blocks, rest = (rest + chunk).split(b"\n\n")
             for block in blocks:
-                self._note(next(expected))
-                yield block.removeprefix(b"data: ")
+                if data := block.partition(b"data: ")[2]:  # else it only carries an id
+                    self._note(next(expected))
+                    yield data
         assert rest == b""
 
     def _note(self, item: Item) -> None:

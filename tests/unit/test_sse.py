@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from shadowcat.sse import SSEBlock, SSEFramer
+from shadowcat.sse import SSEBlock, SSEFramer, with_id, write_event
 
 lines = st.sampled_from(
     [
@@ -98,11 +98,36 @@ def test_comments_and_retry_are_no_events() -> None:
 
 
 @pytest.mark.parametrize("size", [1, 7, 1000])
-def test_a_block_over_the_limit_is_counted_and_not_kept(size: int) -> None:
+def test_a_block_over_the_limit_comes_out_in_parts_and_unread(size: int) -> None:
     stream = b"data: a\n\ndata: " + b"x" * 5000 + b"\n\ndata: b\n\n"
     framer = SSEFramer(limit=100)
     blocks: list[SSEBlock] = []
     for at in range(0, len(stream), size):
         blocks += framer.feed(stream[at : at + size])
         assert len(framer.pending) <= 100 + size
-    assert [block.data for block in blocks] == [b"a", b"", b"b"]
+    assert b"".join(block.raw for block in blocks) == stream
+    assert [block.data for block in blocks if block.data is not None] == [b"a", b"b"]
+    assert [block.unread for block in blocks].count(True) == 1
+
+
+def test_retry_is_read_where_it_is_a_number() -> None:
+    stream = b"retry: 10\n\nretry: 1s\n\nretry:\n\nretry: 99999999999\n\n"
+    assert [block.retry for block in SSEFramer().feed(stream)] == [10, None, None, None]
+
+
+@given(streams, st.booleans())
+def test_an_id_can_be_given_to_each_event_that_has_none(stream: bytes, bom: bool) -> None:
+    written = b""
+    expected = []
+    blocks = SSEFramer().feed(b"\xef\xbb\xbf" * bom + stream)
+    for number, block in enumerate(blocks):
+        lacks = block.data is not None and block.id is None
+        written += with_id(block.raw, f"s-{number}") if lacks else block.raw
+        if block.data is not None:
+            expected.append((block.data, block.event, f"s-{number}" if lacks else block.id))
+    assert events(SSEFramer().feed(written)) == expected
+
+
+@given(st.binary(max_size=50).filter(lambda data: b"\r" not in data), st.none() | st.just("ping"))
+def test_an_event_is_written_as_it_will_be_read(data: bytes, event: str | None) -> None:
+    assert events(SSEFramer().feed(write_event(data, "s-1", event))) == [(data, event, "s-1")]

@@ -15,7 +15,7 @@ from shadowcat_stores import MemoryStore
 from tests.support.proxying import Proxied, request
 from tests.support.raw import raw_client, raw_request
 from tests.support.serving import serve
-from tests.support.upstream import Connection, Received, ScriptedUpstream
+from tests.support.upstream import Connection, Received, ScriptedUpstream, result
 
 EVENT = b"data: " + b"x" * 1000 + b"\n\n"
 
@@ -96,6 +96,7 @@ async def _ask_until_still(client: httpx2.AsyncClient, base: str, transport: Cou
 
 async def test_a_client_that_reads_again_gets_everything(proxy: Proxied, upstream: ScriptedUpstream) -> None:
     events = [b"data: %07d" % number + b"x" * 1000 + b"\n\n" for number in range(3000)]
+    events.append(b"data: " + result(1, "done") + b"\n\n")
 
     async def script(received: Received, connection: Connection) -> None:
         await connection.start_stream()

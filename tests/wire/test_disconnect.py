@@ -3,18 +3,26 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import AsyncIterator
 
 import anyio
 import httpx2
 import pytest
 
-from shadowcat import create_app, lifespan_of
+from shadowcat import Settings, create_app, lifespan_of
 from shadowcat.connection import ClientConnection
 from shadowcat_stores import MemoryStore
-from tests.support.proxying import Proxied, request
+from tests.support.proxying import Proxied, proxied, request
 from tests.support.raw import raw_client, raw_request
 from tests.support.serving import serve
 from tests.support.upstream import Connection, Received, ScriptedUpstream
+
+
+@pytest.fixture
+async def proxy(upstream: ScriptedUpstream) -> AsyncIterator[Proxied]:
+    """A proxy that adopts no stream: `test_adoption` has one that does."""
+    async with proxied(upstream.url, adopt_seconds=0) as proxy:
+        yield proxy
 
 
 class Held:
@@ -68,7 +76,7 @@ async def test_the_upstream_is_closed_when_the_client_leaves(
 
 
 async def test_a_client_that_sends_several_at_once_and_leaves_is_noticed(upstream: ScriptedUpstream) -> None:
-    app = create_app(MemoryStore(), upstream=upstream.url)
+    app = create_app(MemoryStore(), upstream=upstream.url, settings=Settings(adopt_seconds=0))
     async with serve(app, http=ClientConnection) as base, httpx2.AsyncClient() as client:
         proxy = Proxied(app.state.shadowcat, app.state.shadowcat.store, base, client)
         await proxy.begin()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import json
+import re
 
 import anyio
 import pytest
@@ -48,7 +49,16 @@ async def test_an_sse_stream_arrives_byte_for_byte(
         response = await proxy.call()
     assert response.status_code == 200
     assert response.headers["content-type"] == "text/event-stream"
-    assert response.content == stream
+    if tape == "off":
+        assert response.content == stream
+    else:
+        assert as_it_came(response.content) == stream.removesuffix(b"data: never ended")
+
+
+def as_it_came(stream: bytes) -> bytes:
+    """Return the stream of a session without what the proxy adds: ids, and a word on a missing answer."""
+    stream = re.sub(rb"id: [\w-]{8}-\d+\n", b"", stream)
+    return re.sub(rb'data: {"jsonrpc":"2.0","id":1,"error":{"code":-31001[^\n]*\n\n$', b"", stream)
 
 
 @pytest.mark.parametrize(
@@ -239,9 +249,10 @@ async def test_progress_arrives_when_it_is_sent_not_bunched(
     with anyio.fail_after(5):
         async with proxy.stream("POST", request("tools/call")) as response:
             async for chunk in response.aiter_raw():
-                arrived[len(seen)].set()
                 seen.append(chunk)
-    assert seen == [b"data: %d\n\n" % step for step in range(5)]
+                if len(seen) <= len(arrived):
+                    arrived[len(seen) - 1].set()
+    assert [as_it_came(each) for each in seen[:5]] == [b"data: %d\n\n" % step for step in range(5)]
 
 
 async def test_a_json_body_keeps_its_bytes(proxy: Proxied, upstream: ScriptedUpstream) -> None:

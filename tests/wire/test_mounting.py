@@ -229,9 +229,10 @@ async def test_draining_ends_the_streams_that_answer_no_request(upstream: Script
             proxy.stream("POST", request("tools/call")) as answering,
         ):
             got, answer = standalone.aiter_raw(), answering.aiter_raw()
-            assert await anext(got) == b"data: GET\n\n"
-            assert await anext(answer) == b"data: POST\n\n"
+            assert (await anext(got)).endswith(b"data: GET\n\n")
+            assert (await anext(answer)).endswith(b"data: POST\n\n")
             app.state.shadowcat.drain()
+            assert await anext(got) == b"retry: 1000\n\n"
             assert await anext(got, None) is None  # a clean end
             assert proxy.service.streams.session_ids() == {proxy.session_id}
             assert len(proxy.service.streams) == 1  # the answer may finish

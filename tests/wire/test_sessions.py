@@ -67,7 +67,9 @@ async def test_the_session_is_stored_before_the_answer_leaves(upstream: Scripted
         moments.append("headers")
         body = b"".join([chunk async for chunk in response.aiter_raw()])
         assert moments == ["stored", "headers"]
-        assert body == b"id: 0\ndata:\n\ndata: " + result("init-1", INITIALIZE_RESULT) + b"\n\n"
+        prime, answered, rest = body.split(b"\n\n")
+        assert (prime, rest) == (b"id: 0\ndata:", b"")
+        assert answered.endswith(b"-2\ndata: " + result("init-1", INITIALIZE_RESULT))
         session = await proxy.store.get_session(response.headers["mcp-session-id"])
         assert session is not None
         assert session.protocol_version == "2025-11-25"

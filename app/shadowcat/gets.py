@@ -1,0 +1,204 @@
+"""A session's GET: the server's stream that answers no request, and the way back to one that a client lost.
+
+At most one GET of a session is open at the upstream, however often its client comes.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import secrets
+from collections.abc import Callable, Coroutine
+from http import HTTPStatus
+from typing import Final, Generic, TypeVar
+
+from shadowcat.headers import Headers
+from shadowcat.live_responses import ResumedResponse
+from shadowcat.recorder import Recorder
+from shadowcat.replay import NAME_BYTES, Cursor, find_cursor
+from shadowcat.settings import Settings
+from shadowcat.streams import LiveStream, LiveStreams, Reopen
+from shadowcat.tap import EventTap
+from shadowcat.upstream import Media, UpstreamResponse
+from shadowcat_stores import GET_STREAM, Session, SessionStore
+
+Result = TypeVar("Result")
+
+_REFUSALS_KEPT: Final = 10_000
+
+
+class Refusal:
+    """The upstream's word that it offers no GET stream: read whole, to be given more than once."""
+
+    def __init__(self, status: int, headers: Headers, body: bytes) -> None:
+        self.status = status
+        self.headers = headers
+        self.body = body
+
+
+Opened = LiveStream | Refusal | UpstreamResponse | None
+"""A session's GET stream, what the upstream answered instead, or `None` where another replica reads it."""
+
+
+class Gets:
+    """The GET streams of one upstream's sessions."""
+
+    def __init__(
+        self, store: SessionStore, recorder: Recorder, streams: LiveStreams, settings: Settings
+    ) -> None:
+        self._store = store
+        self._recorder = recorder
+        self._streams = streams
+        self._settings = settings
+        self._opening: dict[str, _Shared[Opened]] = {}
+        self._refused: dict[str, Refusal] = {}
+
+    async def resume(
+        self, session: Session, event_id: str, headers: Headers, reopen: Reopen
+    ) -> ResumedResponse | None:
+        """Return the stream from after this event on; `None` where the session's tape does not know it.
+
+        Raises:
+            StoreError: as the store does.
+        """
+        await self._recorder.flush()
+        cursor = await find_cursor(self._store, session.id, event_id)
+        return None if cursor is None else self._resumed(session, cursor, headers, reopen)
+
+    async def open(
+        self, session: Session, headers: Headers, reopen: Reopen
+    ) -> ResumedResponse | Refusal | UpstreamResponse:
+        """Return the session's GET stream from where its last listener left it, or what there is instead.
+
+        Raises:
+            StoreError: as the store does.
+            UpstreamError: the upstream cannot be asked.
+        """
+        live: Opened | None = self._streams.find(session.id, GET_STREAM) or self._refused.get(session.id)
+        if live is None:
+            live = await self._open(session, reopen)
+        if live is None:
+            cursor = await self._newest(session.id)
+            return self._resumed(session, cursor, headers, reopen)
+        if not isinstance(live, LiveStream):
+            return live
+        place = None
+        if live.listener is None:
+            place = live.begun
+            if live.left_at is not None:
+                await self._recorder.flush()
+                place = await find_cursor(self._store, session.id, live.left_at) or place
+        return self._resumed(session, place, headers, reopen)
+
+    def forget(self, session_id: str) -> None:
+        """Forget what is known of a session that has ended."""
+        self._refused.pop(session_id, None)
+
+    def _resumed(
+        self, session: Session, cursor: Cursor | None, headers: Headers, reopen: Reopen
+    ) -> ResumedResponse:
+        async def go_on(cursor: Cursor) -> bool:
+            if cursor.stream != GET_STREAM:
+                return await self._take_up(session, cursor, reopen)
+            opened = await self._open(session, reopen, cursor)
+            if isinstance(opened, UpstreamResponse):
+                await opened.aclose()
+            return opened is None or isinstance(opened, LiveStream)
+
+        return ResumedResponse(headers, session.id, cursor, self._store, self._recorder, self._streams, go_on)
+
+    async def _take_up(self, session: Session, cursor: Cursor, reopen: Reopen) -> bool:
+        """Read a stream on that nobody reads."""
+        token = await self._streams.owners.claim(session.id, cursor.stream)
+        if token is not None and self._streams.find(session.id, cursor.stream) is None:
+            limit = self._settings.max_message_bytes
+            tap = EventTap(cursor.stream, limit, cursor.unanswered, cursor.position, cursor.upstream_id)
+            live = LiveStream(
+                session.id, cursor.stream, tap, reopen, self._recorder, self._settings, again=True
+            )
+            live.token = token
+            self._streams.start(live)
+        return True
+
+    # -- the GET stream itself ------------------------------------------------------------------------------
+
+    async def _open(self, session: Session, reopen: Reopen, cursor: Cursor | None = None) -> Opened:
+        """Open it upstream, once for all who ask meanwhile."""
+        while True:
+            opening = self._opening.get(session.id)
+            if opening is None:
+                after = None if cursor is None else cursor.upstream_id
+                opening = _Shared(
+                    self._ask(session, reopen, after), lambda: self._opening.pop(session.id, None)
+                )
+                self._opening[session.id] = opening
+            opened = await opening.result()
+            # A body can be read by one of them only; the others ask for themselves.
+            if not isinstance(opened, UpstreamResponse) or opening.is_first():
+                return opened
+
+    async def _ask(self, session: Session, reopen: Reopen, after: str | None) -> Opened:
+        token = await self._streams.owners.claim(session.id, GET_STREAM)
+        if token is None:
+            return None
+        live = await self._ask_as_owner(session, reopen, after)
+        if isinstance(live, LiveStream):
+            live.token = token
+        else:
+            await self._streams.owners.release(session.id, GET_STREAM, token)
+        return live
+
+    async def _ask_as_owner(self, session: Session, reopen: Reopen, after: str | None) -> Opened:
+        begun = await self._newest(session.id)
+        response = await reopen(after, "forward" if after is None else "recover")
+        if response.status == HTTPStatus.METHOD_NOT_ALLOWED:
+            return await self._refuse(session.id, response)
+        if response.status != HTTPStatus.OK or response.media is not Media.SSE or response.content_encoding:
+            return response
+        name = f"{GET_STREAM}.{secrets.token_urlsafe(NAME_BYTES)}"
+        tap = EventTap(name, self._settings.max_message_bytes, explicit=True)
+        live = LiveStream(session.id, GET_STREAM, tap, reopen, self._recorder, self._settings)
+        live.begun = begun
+        live.headers = response.headers
+        self._streams.start(live, response)
+        return live
+
+    async def _newest(self, session_id: str) -> Cursor:
+        """Return the place after all that the session's GET stream has brought."""
+        cursor = Cursor(GET_STREAM)
+        cursor.skip(await self._store.get_frames(session_id, stream=GET_STREAM))
+        return cursor
+
+    async def _refuse(self, session_id: str, response: UpstreamResponse) -> Refusal:
+        try:
+            body = b"".join([chunk async for chunk in response])
+        finally:
+            await response.aclose()
+        if len(self._refused) >= _REFUSALS_KEPT:
+            del self._refused[next(iter(self._refused))]
+        refusal = self._refused[session_id] = Refusal(response.status, response.headers, body)
+        return refusal
+
+
+class _Shared(Generic[Result]):
+    """Work that is done once for all who wait for it; given up when nobody does any more."""
+
+    def __init__(self, work: Coroutine[None, None, Result], done: Callable[[], object]) -> None:
+        self._waiting = 0
+        self._is_taken = False
+        self._task = asyncio.get_running_loop().create_task(work)
+        self._task.add_done_callback(lambda _: done())
+
+    def is_first(self) -> bool:
+        """Return whether nobody has asked this before."""
+        taken, self._is_taken = self._is_taken, True
+        return not taken
+
+    async def result(self) -> Result:
+        """Return what it gives, or raise what it raises."""
+        self._waiting += 1
+        try:
+            return await asyncio.shield(self._task)
+        finally:
+            self._waiting -= 1
+            if not self._waiting:
+                self._task.cancel()

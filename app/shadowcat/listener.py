@@ -1,0 +1,89 @@
+"""One client's end of a stream."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Awaitable
+from contextlib import suppress
+
+import anyio
+from starlette.types import Message, Send
+
+
+class Listener:
+    """A client's response, as the place where a stream's events go. It ends when the stream does, when its
+    client leaves, or when another client's response takes the stream over."""
+
+    __slots__ = ("_beside", "_scope", "_send", "is_gone", "over", "wrote_at")
+
+    def __init__(self, send: Send) -> None:
+        self._send = send
+        self._scope: anyio.CancelScope | None = None
+        self._beside: asyncio.Task[None] | None = None
+        self.is_gone = False
+        """Whether nothing more is to be sent."""
+        self.over = anyio.Event()
+        """Set when nothing more will come."""
+        self.wrote_at = time.monotonic()
+
+    async def begin(self, head: Message) -> None:
+        """Send the response's head."""
+        await self._push(head)
+
+    async def write(self, data: bytes) -> None:
+        """Send bytes, waiting as long as the client is slow; nothing where it is gone."""
+        await self._push({"type": "http.response.body", "body": data, "more_body": True})
+
+    async def end(self) -> None:
+        """End the response as one that is whole."""
+        await self._push({"type": "http.response.body", "body": b"", "more_body": False})
+        self.leave()
+
+    def leave(self) -> None:
+        """Send nothing more; give up what is being sent."""
+        self.is_gone = True
+        self.over.set()
+        if self._scope is not None:
+            self._scope.cancel()
+
+    def hand_over(self) -> None:
+        """End the response as soon as its client takes that, and send nothing else any more."""
+        if not self.is_gone:
+            self.leave()
+            self._send_soon(b"", more=False)
+
+    def send_beside(self, data: bytes) -> None:
+        """Send bytes that are no part of the stream, unless something else is on its way."""
+        if self._scope is None and self._beside is None and not self.is_gone:
+            self._send_soon(data, more=True)
+
+    async def settle(self) -> None:
+        """Return when nothing is on its way any more."""
+        if self._beside is not None:
+            await asyncio.wait([self._beside])
+            self._beside = None
+
+    def _send_soon(self, data: bytes, *, more: bool) -> None:
+        message = {"type": "http.response.body", "body": data, "more_body": more}
+        self._beside = asyncio.ensure_future(_quietly(self._send(message)))
+        self.wrote_at = time.monotonic()
+
+    async def _push(self, message: Message) -> None:
+        if self._beside is not None:
+            await self.settle()
+        if self.is_gone:
+            return
+        self.wrote_at = time.monotonic()
+        try:
+            with anyio.CancelScope() as self._scope:
+                await self._send(message)
+        except OSError:  # how servers of ASGI 2.4 say that the client has left
+            self.leave()
+        finally:
+            self._scope = None
+
+
+async def _quietly(sending: Awaitable[None]) -> None:
+    with suppress(OSError):
+        await sending

@@ -1,0 +1,240 @@
+"""Responses whose stream outlives them: the first one, and those of clients that come back for it."""
+
+from __future__ import annotations
+
+import asyncio
+import math
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import aclosing
+from typing import Final
+
+import anyio
+from starlette.types import Message, Receive, Scope, Send
+
+from shadowcat.errors import AmbiguousDelivery, StoreDown
+from shadowcat.headers import Headers
+from shadowcat.listener import Listener
+from shadowcat.recorder import Recorder
+from shadowcat.replay import Cursor
+from shadowcat.responses import RelayResponse
+from shadowcat.sse import write_event
+from shadowcat.streams import LiveStream, LiveStreams
+from shadowcat.upstream import UpstreamResponse
+from shadowcat_stores import GET_STREAM, SessionStore, StoreError
+
+_SOON: Final = 0.05
+"""Seconds after which a stream is no short one any more: its client gets an id to come back with, and other
+replicas are told who reads it."""
+_LOOK_AGAIN: Final = 0.25
+"""Seconds after which a stream that another replica reads is looked for again."""
+_LISTENING: Final = 4.0
+"""Seconds that the replica which reads it goes on for somebody who listens here."""
+
+
+class LiveResponse(RelayResponse):
+    """A response to one listener of a stream."""
+
+    def __init__(self, headers: Headers) -> None:
+        self.status_code = 200
+        self.raw_headers = headers
+        self.background = None
+        self._listener: Listener | None = None
+        self._live: LiveStream | None = None
+        self._has_left = False
+
+    @property
+    def _head(self) -> Message:
+        return {"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers}
+
+    def client_left(self) -> None:
+        """Send nothing more. The stream goes on for a while."""
+        self._has_left = True
+        if self._listener is not None:
+            if self._live is None:
+                self._listener.leave()
+            else:
+                self._live.detach(self._listener)
+
+    def cut(self) -> None:
+        """End as soon as can be: the server stops."""
+        raise NotImplementedError
+
+
+class StreamResponse(LiveResponse):
+    """Sends the stream that answers a request, and goes on reading it when its client has left.
+
+    A slow client stops the upstream by TCP: nothing is read ahead.
+    """
+
+    def __init__(
+        self,
+        headers: Headers,
+        live: LiveStream,
+        response: UpstreamResponse,
+        body: AsyncIterator[bytes],
+        streams: LiveStreams,
+        prime: bytes,
+    ) -> None:
+        """Begin.
+
+        Args:
+            headers: of the response.
+            live: the stream.
+            response: the upstream's response.
+            body: its chunks.
+            streams: where the stream is found meanwhile.
+            prime: what a client that has to wait for the first event gets; empty where it could not read it.
+        """
+        super().__init__(headers)
+        self._stream = live
+        self._response = response
+        self._body = body
+        self._streams = streams
+        self._prime = prime
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Send it; return when the stream has ended."""
+        live = self._live = self._stream
+        listener = self._listener = Listener(send)
+        self._streams.add(live)
+        live.attach(listener)
+        if self._has_left:
+            live.detach(listener)
+        timer = asyncio.get_running_loop().call_later(_SOON, self._settle_in)
+        try:
+            await listener.begin(self._head)
+            await live.run(self._response, self._body)
+        finally:
+            timer.cancel()
+            self._streams.discard(live)
+            await self._response.aclose()
+
+    def _settle_in(self) -> None:
+        self._streams.claim(self._stream)
+        if self._prime and self._stream.tap.position == 0 and self._listener is not None:
+            self._listener.send_beside(self._prime)
+
+    def cut(self) -> None:
+        """End it now: what is missing is said."""
+        self._stream.end()
+
+
+class ResumedResponse(LiveResponse):
+    """Sends what the tape has after the cursor, then what the stream brings, to the last answer."""
+
+    def __init__(
+        self,
+        headers: Headers,
+        session_id: str,
+        cursor: Cursor | None,
+        store: SessionStore,
+        recorder: Recorder,
+        streams: LiveStreams,
+        go_on: Callable[[Cursor], Awaitable[bool]],
+    ) -> None:
+        """Begin.
+
+        Args:
+            headers: of the response.
+            session_id: whose stream it is.
+            cursor: the client's place in it; `None` where it is to get what comes from now on.
+            store: where the tape is.
+            recorder: what may still be on its way to the tape.
+            streams: those that are read by this process.
+            go_on: starts to read the stream here, where nobody reads it; returns whether there is more of it.
+        """
+        super().__init__(headers)
+        self._session_id = session_id
+        self._cursor = cursor
+        self._store = store
+        self._recorder = recorder
+        self._streams = streams
+        self._go_on = go_on
+        self._listening_since = -math.inf
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Send it; return when the client has left, or has all there is."""
+        if self._has_left:
+            return
+        listener = self._listener = Listener(send)
+        self._streams.add(self)
+        try:
+            await listener.begin(self._head)
+            try:
+                await self._catch_up(listener)
+            except StoreError as exc:
+                # The client comes back with the id of the last event that it has.
+                raise StoreDown(f"The session store does not answer: {exc}") from exc
+            await listener.over.wait()
+            await listener.settle()
+        finally:
+            self._streams.discard(self)
+
+    def cut(self) -> None:
+        """End it now: the client comes back with the id of the last event that it has."""
+        if self._listener is not None and self._live is None:
+            self._listener.hand_over()
+        elif self._live is not None:
+            self._live.end()
+
+    async def _catch_up(self, listener: Listener) -> None:
+        """Send what the tape has until the stream itself can be listened to, or there is no more of it."""
+        cursor = self._cursor
+        if cursor is None:
+            live = self._streams.find(self._session_id, GET_STREAM)
+            if live is None or not self._attach(live, listener):
+                await listener.end()
+            return
+        while not listener.is_gone and self._live is None:
+            live = self._streams.find(self._session_id, cursor.stream)
+            newest = None if live is None else live.tap.newest
+            await self._recorder.flush()
+            for event in cursor.advance(
+                await self._store.get_frames(self._session_id, stream=cursor.stream, after=cursor.seq)
+            ):
+                await listener.write(event)
+            if cursor.has_gap:
+                await self._say_what_is_missing(listener, cursor)
+            elif live is not None:
+                await self._join(live, newest, listener, cursor)
+            elif cursor.is_done or not (await self._follow(cursor) or await self._go_on(cursor)):
+                await listener.end()
+
+    async def _join(
+        self, live: LiveStream, newest: tuple[int, str | None] | None, listener: Listener, cursor: Cursor
+    ) -> None:
+        """Listen to the stream, if the listener has all that came before."""
+        if cursor.has(live.tap.newest):
+            if not self._attach(live, listener):
+                await live.over.wait()
+        elif newest is not None and not cursor.has(newest):
+            raise StoreDown("The session store does not take what the stream brings: try again.")
+
+    async def _follow(self, cursor: Cursor) -> bool:
+        """Wait for news of a stream that another replica reads; return whether one does."""
+        owners = self._streams.owners
+        if not await owners.other(self._session_id, cursor.stream):
+            return False
+        if time.monotonic() - self._listening_since > _LISTENING / 2:
+            self._listening_since = time.monotonic()
+            await owners.listen(self._session_id, cursor.stream, _LISTENING)
+        frames = self._store.follow_frames(self._session_id, stream=cursor.stream, after=cursor.seq)
+        async with aclosing(frames):
+            with anyio.move_on_after(_LOOK_AGAIN):
+                return await anext(frames, None) is not None
+        return True
+
+    def _attach(self, live: LiveStream, listener: Listener) -> bool:
+        if live.attach(listener):
+            self._live = live
+        return self._live is not None
+
+    async def _say_what_is_missing(self, listener: Listener, cursor: Cursor) -> None:
+        lost = AmbiguousDelivery(
+            "Some of what the MCP server sent could not be kept, and the answer may be among it. The request "
+            "may have been processed: check before you send it again."
+        )
+        for request_id in cursor.unanswered:
+            await listener.write(write_event(lost.message(request_id)))
+        await listener.end()

@@ -1,0 +1,144 @@
+"""Which replica reads which stream, told through the store that they share.
+
+A replica shows that it lives by a record of its own in the store, which it touches several times within its
+lease. A stream that outlives a moment is claimed by the replica that reads it. Where the record is gone, so
+is the replica, and whoever needs one of its streams takes the claim over.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import secrets
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager, suppress
+from typing import Final
+
+from shadowcat_stores import Session, SessionExists, SessionNotFound, SessionStore, StoreError
+
+logger = logging.getLogger("shadowcat.owners")
+
+UPSTREAM: Final = "~replicas"
+"""The upstream's name in the records of replicas: no session of a client's has it."""
+_CLAIM: Final = 86_400.0
+"""Seconds that a claim holds: what ends it before is its owner's record."""
+_BEATS: Final = 4
+"""Touches within one lease."""
+
+
+class Owners:
+    """The streams' owners, as this replica sees them. Where the store is not shared, there is no other."""
+
+    def __init__(self, store: SessionStore, lease: float) -> None:
+        self._store = store
+        self._lease = lease
+        self.id = ""
+        """This replica's name while it is known to live; empty while it is not."""
+        self.on_loss: Callable[[], None] = lambda: None
+        """Called when others may take this replica for dead, and its streams with it."""
+
+    @asynccontextmanager
+    async def alive(self) -> AsyncIterator[None]:
+        """Be known to live meanwhile."""
+        if not self._store.shared:
+            yield
+            return
+        beating = asyncio.get_running_loop().create_task(self._beat(), name="shadowcat-heartbeat")
+        try:
+            yield
+        finally:
+            beating.cancel()
+            with suppress(asyncio.CancelledError):
+                await beating
+            if self.id:
+                with suppress(StoreError):
+                    await self._store.delete_session(_record(self.id))
+
+    async def _beat(self) -> None:
+        while True:
+            try:
+                await self._touch()
+            except StoreError as exc:
+                logger.debug("this replica's record could not be touched: %s", exc)
+            await asyncio.sleep(self._lease / _BEATS)
+
+    async def _touch(self) -> None:
+        now = self._store.clock()
+        if self.id and await self._store.touch_session(_record(self.id), now + self._lease):
+            return
+        was, name = self.id, secrets.token_urlsafe(12)
+        record = Session(id=_record(name), created_at=now, expires_at=now + self._lease, upstream=UPSTREAM)
+        with suppress(SessionExists):
+            await self._store.create_session(record)
+            self.id = name
+            if was:
+                logger.warning(
+                    "this replica was silent for longer than its lease: others may take its streams"
+                )
+                self.on_loss()
+
+    async def claim(self, session_id: str, stream: str) -> int | None:
+        """Become the stream's owner; return the token of the claim, or `None` while another replica that
+        lives owns it. 0 where there are no others.
+
+        Raises:
+            StoreError: as the store does.
+        """
+        if not self._store.shared or not self.id:
+            return 0
+        try:
+            for _ in range(2):
+                claim = await self._store.claim_stream(session_id, stream, owner=self.id, lease=_CLAIM)
+                if claim is not None:
+                    return claim.token
+                if await self.other(session_id, stream):
+                    return None
+        except SessionNotFound:
+            return 0
+        return None
+
+    async def other(self, session_id: str, stream: str) -> bool:
+        """Return whether another replica that lives owns the stream; end the claim of one that does not.
+
+        Raises:
+            StoreError: as the store does.
+        """
+        if not self._store.shared:
+            return False
+        claim = await self._store.get_stream_claim(session_id, stream)
+        if claim is None or claim.owner == self.id:
+            return False
+        if await self._store.get_session(_record(claim.owner)) is not None:
+            return True
+        await self._store.release_stream(session_id, stream, token=claim.token)
+        return False
+
+    async def release(self, session_id: str, stream: str, token: int) -> None:
+        """Give the stream up."""
+        if token:
+            with suppress(StoreError):
+                await self._store.release_stream(session_id, stream, token=token)
+
+    # -- those who listen from elsewhere --------------------------------------------------------------------
+
+    async def listen(self, session_id: str, stream: str, seconds: float) -> None:
+        """Tell the stream's owner that somebody listens to it through the store."""
+        with suppress(StoreError):
+            await self._store.claim_stream(session_id, _listeners(stream), owner="listener", lease=seconds)
+
+    async def is_listened_to(self, session_id: str, stream: str) -> bool:
+        """Return whether somebody listens to the stream through the store."""
+        if not self._store.shared:
+            return False
+        try:
+            return await self._store.get_stream_claim(session_id, _listeners(stream)) is not None
+        except StoreError:
+            return True  # nothing is ended for not knowing
+
+
+def _record(name: str) -> str:
+    return f"~{name}"
+
+
+def _listeners(stream: str) -> str:
+    return f"{stream}~"

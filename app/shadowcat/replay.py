@@ -1,0 +1,135 @@
+"""What the tape still has for a client that comes back, and its place in it."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from itertools import groupby
+from typing import Final
+
+from shadowcat.sse import write_event
+from shadowcat.tap import minted
+from shadowcat_stores import GET_STREAM, Frame, JsonRpcId, SessionStore
+
+_MINTED: Final = re.compile(r"([\w-]{8})-(\d{1,9})", re.ASCII)
+NAME_BYTES: Final = 6
+"""Of randomness in a stream's name: eight characters."""
+
+
+@dataclass(slots=True)
+class Cursor:
+    """A client's place in one stream of its session."""
+
+    stream: str
+    seq: int = 0
+    """The newest frame that the client has."""
+    position: int = 0
+    """Which event of the stream that is."""
+    event_id: str | None = None
+    """Its id; `None` before the first event."""
+    upstream_id: str | None = None
+    """The newest id that the upstream gave on the stream."""
+    asked: set[JsonRpcId] = field(default_factory=set)
+    """The requests that the stream is to answer, where the tape still has them."""
+    answered: set[JsonRpcId] = field(default_factory=set)
+    has_gap: bool = False
+    """Whether the tape could not take all of it: something is missing before this place."""
+
+    @property
+    def unanswered(self) -> set[JsonRpcId]:
+        """The requests that have no answer yet; `None` stands for those that the tape has forgotten."""
+        if self.stream == GET_STREAM:
+            return set()
+        if self.asked:
+            return self.asked - self.answered
+        return set() if self.answered else {None}
+
+    @property
+    def is_done(self) -> bool:
+        """Whether the stream has nothing more to bring."""
+        return self.stream != GET_STREAM and not self.unanswered
+
+    def has(self, newest: tuple[int, str | None]) -> bool:
+        """Return whether the client has this event, given by number and id, and all before it."""
+        position, event_id = newest
+        if event_id in (None, self.event_id):
+            return True
+        # The numbers of GET streams begin anew with each.
+        return self.stream != GET_STREAM and self.position >= position
+
+    def advance(self, frames: Sequence[Frame]) -> Iterator[bytes]:
+        """Move on by these frames of the stream; iterate over their events, as the client gets them."""
+        for _, group in groupby(frames, key=lambda frame: (frame.direction, _event_id(frame))):
+            event = list(group)
+            self._pass(event)
+            if event[0].direction == "server":
+                yield _bytes(event)
+
+    def skip(self, frames: Sequence[Frame]) -> None:
+        """Move on by frames that the client has."""
+        for frame in frames:
+            self._pass([frame])
+        self.has_gap = False
+
+    def _pass(self, event: Sequence[Frame]) -> None:
+        for frame in event:
+            self.seq = frame.seq
+            if frame.direction == "client":
+                if frame.envelope.kind == "request":
+                    self.asked.add(frame.envelope.id)
+                continue
+            if frame.envelope.kind in ("response", "error"):
+                self.answered.add(frame.envelope.id)
+            self.has_gap |= frame.envelope.kind == "gap" or 0 < self.position < frame.position - 1
+            self.position = max(self.position, frame.position)
+            self.event_id = _event_id(frame)
+            self.upstream_id = frame.event_id or self.upstream_id
+
+
+async def find_cursor(store: SessionStore, session_id: str, event_id: str) -> Cursor | None:
+    """Return the place after the event of this id; `None` where the session's tape does not know it.
+
+    Raises:
+        StoreError: as the store does.
+    """
+    if found := _MINTED.fullmatch(event_id):
+        name, position = found[1], int(found[2])
+        frames = await store.get_frames(session_id, stream=name)
+        if frames:
+            return _after_position(name, frames, position)
+    frames = await store.get_frames(session_id)
+    places = [place for place, frame in enumerate(frames) if frame.event_id == event_id]
+    if not places:
+        return None
+    last = frames[places[-1]]
+    if last.stream is None or last.direction != "server":
+        return None
+    cursor = Cursor(last.stream)
+    cursor.skip([frame for frame in frames[: places[-1] + 1] if frame.stream == last.stream])
+    return cursor
+
+
+def _after_position(name: str, frames: Sequence[Frame], position: int) -> Cursor | None:
+    """Return the place after the stream's event of this number; `None` where the one after it is gone."""
+    cursor = Cursor(name)
+    cursor.skip([frame for frame in frames if frame.position <= position])
+    later = min((frame.position for frame in frames if frame.position > position), default=position + 1)
+    if later > position + 1:
+        return None
+    # The newest events may have got lost with the process that sent them: the client has them all the same.
+    cursor.position = max(cursor.position, position)
+    return cursor
+
+
+def _event_id(frame: Frame) -> str | None:
+    if frame.direction == "client" or frame.stream is None:
+        return None
+    return frame.event_id or minted(frame.stream, frame.position)
+
+
+def _bytes(event: Sequence[Frame]) -> bytes:
+    first = event[0]
+    raws = [frame.envelope.raw for frame in event]
+    data = raws[0] if len(raws) == 1 else b"[" + b",".join(raws) + b"]"
+    return write_event(data, _event_id(first), first.event)
