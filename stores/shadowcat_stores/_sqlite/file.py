@@ -133,7 +133,8 @@ class Database(msgspec.Struct, frozen=True):
     def _prepare_once(self, db: sqlite3.Connection, make: bool) -> None:
         if not is_current(db, self.path) and not make:
             raise StoreUnavailable(f"{self.path} is not the file it was: put it back, or start again")
-        # Before anything is written: only an empty database takes it.
+        # Before anything is written: only an empty database takes it. It writes in any case, which a file
+        # refuses that may only be read: if others have it open, everything else passes.
         db.execute("PRAGMA auto_vacuum = INCREMENTAL")
         (mode,) = db.execute("PRAGMA journal_mode = WAL").fetchone()
         if mode != "wal":
@@ -141,7 +142,6 @@ class Database(msgspec.Struct, frozen=True):
         db.execute(f"PRAGMA journal_size_limit = {_WAL_BYTES}")
         db.execute(f"PRAGMA synchronous = {self.synchronous}")
         migrate(db, self.path)
-        _require_writable(db)
 
     def _is_vain(self, error: sqlite3.Error) -> bool:
         """Return whether no waiting heals what is in the way."""
@@ -150,17 +150,6 @@ class Database(msgspec.Struct, frozen=True):
             # It also says so where the process, or the disk, can have no more files for the moment.
             return not _may_be_written(self.path)
         return code in _VAIN or getattr(error, "sqlite_errorcode", None) in _NO_LOCKS
-
-
-def _require_writable(db: sqlite3.Connection) -> None:
-    # A file that others have open already can be opened to be read alone, without a word.
-    try:
-        db.execute("BEGIN IMMEDIATE")
-    except sqlite3.Error as exc:
-        if not is_busy(exc):
-            raise
-    else:
-        db.execute("ROLLBACK")
 
 
 def _may_be_written(path: Path) -> bool:
