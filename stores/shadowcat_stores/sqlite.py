@@ -130,8 +130,9 @@ class SQLiteStore(SessionStore):
 
     async def ping(self) -> None:
         """Return when the file can be read and written."""
-        await self._read(Reads.count)
+        # The writer first: it is the one that notices what has become of the file, and heals it.
         await self._write(lambda on: None)
+        await self._read(Reads.count)
 
     def __del__(self) -> None:
         threads = getattr(self, "_threads", None)
@@ -222,14 +223,14 @@ class SQLiteStore(SessionStore):
         """Iterate over the frames after seq `after`, then over each new one as it comes."""
         # The threads of now: once they are stopped they take no more, also where the store is open again.
         threads = self._running()
-        number = await threads.tapes.submit(lambda on: on.number(session_id))
+        number, file = await threads.tapes.submit(lambda on: (on.number(session_id), on.file))
         if number is None:
             return
         with threads.tails.follow(number, after) as follower:
             while True:
                 follower.changed.clear()
                 tail = await threads.tapes.submit(
-                    lambda on: on.tail(number, stream, follower.after, _READ_AHEAD)
+                    lambda on: on.tail(file, number, stream, follower.after, _READ_AHEAD)
                 )
                 if tail is None:
                     return

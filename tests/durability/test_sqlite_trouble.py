@@ -121,12 +121,18 @@ async def test_a_message_that_no_store_can_keep(upstream: ScriptedUpstream, path
         assert kinds.count("request") == 2 - dropped
 
 
-@pytest.mark.xfail(reason="the store goes on with the file that has no name any more", strict=True)
 async def test_deleted(upstream: ScriptedUpstream, path: Path) -> None:
     async with patient(upstream, path) as ill:
         for each in path.parent.iterdir():
             each.unlink()
-        await ill.heals()
+        await ill.is_not_ready(
+            "was deleted, moved away or replaced while it was in use: put it back, or wait"
+        )
+        await ill.refuses_new_sessions()
+        await ill.refuses_the_session()
+        await ill.goes_on_without_a_session()
+        assert await ill.heals() < 6.0
+        assert "is made anew: all sessions and tapes are gone" in ill.served.command.output
         conversation = Conversation(ill.http)
         await conversation.begin(ill.served.url)
         async with store_from_url(ill.store_url) as store:
