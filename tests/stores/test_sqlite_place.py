@@ -17,6 +17,7 @@ import pytest
 from shadowcat_stores import Session, SQLiteStore, StoreUnavailable, StoreUnusable
 from shadowcat_stores._sqlite import place as place_module
 from shadowcat_stores._sqlite import threads as threads_module
+from shadowcat_stores._sqlite.tails import Tails
 from shadowcat_stores.testing import FakeClock
 from shadowcat_stores.testing.harness import add_raws, list_all, new_frame, new_session, raws
 
@@ -286,26 +287,43 @@ async def test_a_replacement_that_is_replaced_while_it_is_opened(
     await store.ping()
 
 
-async def test_who_follows_hears_of_it_and_gets_no_frames_of_another_file(
-    store: SQLiteStore, path: Path, clock: FakeClock, stored: Session, at_once: Callable[[], None]
-) -> None:
-    at_once()
-    followed: list[bytes] = []
+async def followed_until_it_fails(store: SQLiteStore, found: list[bytes]) -> None:
+    async with aclosing(store.follow_frames("session-1")) as frames:
+        with pytest.raises(StoreUnavailable):
+            while True:
+                found.append((await anext(frames)).envelope.raw)
 
-    async def follow() -> None:
-        async with aclosing(store.follow_frames("session-1")) as frames:
-            followed.append((await anext(frames)).envelope.raw)
-            with pytest.raises(StoreUnavailable):
-                await anext(frames)
 
+async def test_who_follows_hears_of_it(store: SQLiteStore, path: Path, stored: Session) -> None:
+    found: list[bytes] = []
     with anyio.fail_after(5):
         async with anyio.create_task_group() as tasks:
-            tasks.start_soon(follow)
-            while not followed:
+            tasks.start_soon(followed_until_it_fails, store, found)
+            while not found:
                 await anyio.lowlevel.checkpoint()
-            await anyio.wait_all_tasks_blocked()
+            path.unlink()
+            await refuse(store.ping)
+
+
+async def test_who_follows_gets_no_frames_of_another_file(
+    store: SQLiteStore,
+    path: Path,
+    clock: FakeClock,
+    stored: Session,
+    at_once: Callable[[], None],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    at_once()
+    # Who is told in time does not even look.
+    monkeypatch.setattr(Tails, "wake_all", lambda tails: None)
+    found: list[bytes] = []
+    with anyio.fail_after(5):
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(followed_until_it_fails, store, found)
+            while not found:
+                await anyio.lowlevel.checkpoint()
             path.unlink()
             # Its number is that of the one that is followed.
             await store.create_session(new_session(clock, "other"))
             await add_raws(store, b"secret", b"secret", session_id="other")
-    assert followed == [b"1"]
+    assert found == [b"1"]
