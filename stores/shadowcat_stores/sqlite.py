@@ -129,9 +129,9 @@ class SQLiteStore(SessionStore):
                     await threads.stop()
 
     async def ping(self) -> None:
-        """Return when the file can be read and written."""
+        """Return when the file can be read, and something has been written to it."""
         # The writer first: it is the one that notices what has become of the file, and heals it.
-        await self._write(lambda on: None)
+        await self._write(Writes.probe)
         await self._read(Reads.count)
 
     def __del__(self) -> None:

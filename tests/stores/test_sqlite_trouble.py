@@ -2,6 +2,7 @@
 
 import errno
 import os
+import resource
 import sqlite3
 import tempfile
 import threading
@@ -268,6 +269,34 @@ async def test_a_full_disk_loses_nothing_and_passes(path: Path) -> None:
         await store._write(lambda on: on.db.execute("PRAGMA max_page_count = 1000000").fetchone())
         assert await store.add_frame(large) == 3
         assert seqs(await store.get_frames("session-1")) == [1, 2, 3]
+
+
+@contextmanager
+def no_room() -> Iterator[None]:
+    """Let no file be written, as on a full disk."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (0, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+async def test_a_full_disk_is_not_ready(path: Path) -> None:
+    async with SQLiteStore(path, clock=FakeClock()) as store:
+        await store.create_session(new_session(FakeClock()))
+        with no_room():
+            for call in (store.ping, partial(store.add_frame, new_frame()), store.ping):
+                with pytest.raises(StoreUnavailable, match="the disk fails or is full"):
+                    await call()
+        await store.ping()
+        assert await add_raws(store, b"1") == [1]
+
+
+async def test_to_ask_whether_it_is_ready_leaves_nothing(path: Path) -> None:
+    async with SQLiteStore(path, clock=FakeClock()) as store:
+        await store.ping()
+        assert await store._read(lambda on: on.db.execute("SELECT * FROM graves").fetchall()) == []
 
 
 async def test_tidying_waits_until_the_disk_has_room(
