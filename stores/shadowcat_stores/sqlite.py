@@ -113,9 +113,7 @@ class SQLiteStore(SessionStore):
         async with self._lock:
             if not self.is_open:
                 threads = Threads(self._database, self.clock, self.limits)
-                # Bounded by the time a lock may take, and half an opening would be of no use to anyone.
-                with anyio.CancelScope(shield=True):
-                    await threads.start()
+                await threads.start()
                 self._threads = threads
                 await super().open()
 
@@ -211,7 +209,7 @@ class SQLiteStore(SessionStore):
         """Return the session's frames in seq order; none where the session is absent."""
         if limit is not None:
             _check_limit(limit)
-        return await self._running().tapes.submit(lambda on: on.frames(session_id, stream, after, limit))
+        return await self._running().read_tape(lambda on: on.frames(session_id, stream, after, limit))
 
     async def delete_frames(self, session_id: str) -> int:
         """Forget the session's frames; return how many there were. Later ones go on numbering."""
@@ -223,13 +221,13 @@ class SQLiteStore(SessionStore):
         """Iterate over the frames after seq `after`, then over each new one as it comes."""
         # The threads of now: once they are stopped they take no more, also where the store is open again.
         threads = self._running()
-        number, file = await threads.tapes.submit(lambda on: (on.number(session_id), on.file))
+        number, file = await threads.read_tape(lambda on: (on.number(session_id), on.file))
         if number is None:
             return
         with threads.tails.follow(number, after) as follower:
             while True:
                 follower.changed.clear()
-                tail = await threads.tapes.submit(
+                tail = await threads.read_tape(
                     lambda on: on.tail(file, number, stream, follower.after, _READ_AHEAD)
                 )
                 if tail is None:
@@ -272,7 +270,7 @@ class SQLiteStore(SessionStore):
         return self._threads
 
     async def _read(self, work: Callable[[Reads], T]) -> T:
-        return await self._running().reader.submit(work)
+        return await self._running().read(work)
 
     async def _write(self, work: Callable[[Writes], T]) -> T:
         return await self._running().writer.submit(work)

@@ -25,11 +25,12 @@ def path(tmp_path: Path) -> Path:
 
 
 @asynccontextmanager
-async def patient(upstream: ScriptedUpstream, path: Path, **settings: Any) -> AsyncIterator[Patient]:
+async def patient(
+    upstream: ScriptedUpstream, path: Path, *, busy_timeout: float = STORE_TIMEOUT, **settings: Any
+) -> AsyncIterator[Patient]:
     server = NumberedServer(upstream)
     known = {"store_timeout": STORE_TIMEOUT, "session_cache": 0, **settings}
-    # A caller who gives up waits until the store has given up a lock, too.
-    url = f"sqlite:///{path}?busy_timeout={STORE_TIMEOUT}"
+    url = f"sqlite:///{path}?busy_timeout={busy_timeout}"
     with anyio.fail_after(DEADLINE):
         async with plain_http() as http, serve_command(upstream.url, url, **known) as served:
             conversation = Conversation(http)
@@ -49,12 +50,22 @@ async def _refuses_what_writes(ill: Patient) -> None:
         await ill.goes_on_without_a_session()
 
 
-async def test_locked_by_another_program(upstream: ScriptedUpstream, path: Path) -> None:
-    async with patient(upstream, path) as ill:
+@pytest.mark.parametrize(
+    ("busy_timeout", "reason"),
+    [
+        (STORE_TIMEOUT, "another program keeps it locked: end its transaction"),
+        # The proxy gives up first, and then nobody can say why.
+        (60.0, "did not answer within"),
+    ],
+)
+async def test_locked_by_another_program(
+    upstream: ScriptedUpstream, path: Path, busy_timeout: float, reason: str
+) -> None:
+    async with patient(upstream, path, busy_timeout=busy_timeout) as ill:
         other = sqlite3.connect(path, isolation_level=None)
         other.execute("BEGIN IMMEDIATE")
         await _refuses_what_writes(ill)
-        await ill.is_not_ready("another program keeps it locked: end its transaction")
+        await ill.is_not_ready(reason)
         other.execute("ROLLBACK")
         other.close()
         assert await ill.heals() < 2.0

@@ -136,24 +136,6 @@ async def test_of_writes_in_one_transaction_a_bad_one_hurts_no_other(path: Path)
         assert len(await store.get_frames("session-1")) == 2
 
 
-async def test_a_cancelled_write_is_done_when_its_caller_hears_of_it(path: Path) -> None:
-    clock = FakeClock()
-    scope = anyio.CancelScope()
-    async with SQLiteStore(path, clock=clock) as store:
-
-        async def create() -> None:
-            with scope:
-                await store.create_session(new_session(clock))
-            # Not through the writer: a reader sees what is committed.
-            assert await store.get_session("session-1") is not None
-
-        async with held(store._running().writer) as tasks:
-            tasks.start_soon(create)
-            await anyio.wait_all_tasks_blocked()
-            scope.cancel()
-    assert scope.cancelled_caught
-
-
 async def test_a_long_read_of_a_tape_holds_up_no_session(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     release = threading.Event()
     monkeypatch.setattr(Reads, "frames", lambda *arguments: release.wait(5))

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
 import queue
 import sqlite3
 import time
+from collections.abc import Callable
 from contextlib import suppress
-from typing import Final
+from typing import Final, TypeVar
 
 from shadowcat_stores._sqlite.file import Database, is_busy
 from shadowcat_stores._sqlite.place import Place
@@ -18,6 +20,8 @@ from shadowcat_stores._sqlite.writes import Writes
 from shadowcat_stores.base import Clock
 from shadowcat_stores.errors import StoreUnavailable, StoreUnusable
 from shadowcat_stores.records import StoreLimits
+
+T = TypeVar("T")
 
 _LOCK_RETRY: Final = 0.002
 """Seconds between two tries for a lock. SQLite's own waiting grows to 100 ms, and then misses its turns."""
@@ -56,6 +60,8 @@ class Reader(Worker[Reads]):
         done: list[Job[Reads]] = []
         begun = time.monotonic()
         for job in jobs:
+            if job.future.cancelled():
+                continue
             try:
                 job.run(self._connected())
             except Exception as exc:  # noqa: BLE001 - whatever it is, it is the answer
@@ -142,7 +148,8 @@ class Writer(Worker[Writes]):
             return True
         try:
             for job in jobs:
-                job.run(on)
+                if job.begin():
+                    job.run(on)
             on.db.execute("COMMIT")
         except Exception as exc:  # noqa: BLE001 - whatever it is, it is the answer
             self._roll_back(on)
@@ -241,9 +248,26 @@ class Threads:
             for each in self._all:
                 self._started.append(each)
                 await each.start()
+        except asyncio.CancelledError:
+            # The threads end by themselves, however long the file may be locked.
+            self.end_soon()
+            raise
         except BaseException:
             await self.stop()
             raise
+
+    async def read(self, work: Callable[[Reads], T]) -> T:
+        """Return what the work returns, which is to read sessions."""
+        return await self._read(self.reader, work)
+
+    async def read_tape(self, work: Callable[[Reads], T]) -> T:
+        """Return what the work returns, which may take longer."""
+        return await self._read(self.tapes, work)
+
+    async def _read(self, reader: Reader, work: Callable[[Reads], T]) -> T:
+        if self.writer.left:
+            await self.writer.settle()
+        return await reader.submit(work)
 
     async def stop(self) -> None:
         self.tails.wake_all()
