@@ -52,6 +52,10 @@ class SQLiteStore(SessionStore):
     may be lost; what is left is consistent. `synchronous="full"` has every transaction written to the disk
     before it is acknowledged, and that takes as long as the disk takes.
 
+    A caller who is cancelled waits for nothing: what had not begun is not done, and what had is done whole or
+    not at all. A file that is deleted or replaced while it is in use is noticed by the next write, or within
+    two seconds; a missing one is waited for, then made anew.
+
     Args:
         path: the file; it is made where it is missing, its directory is not.
         clock: what time it is.

@@ -7,7 +7,7 @@ import itertools
 import sqlite3
 import tempfile
 import threading
-from collections.abc import AsyncIterator, Coroutine
+from collections.abc import AsyncIterator, Callable, Coroutine
 from contextlib import AsyncExitStack, aclosing, asynccontextmanager, closing
 from functools import partial
 from pathlib import Path
@@ -273,6 +273,33 @@ async def test_a_follower_hears_of_its_own_process_at_once(
                 await anyio.wait_all_tasks_blocked()
                 await store.delete_session("session-1")
     assert found == [b"%d" % number for number in range(5)]
+
+
+async def test_where_nobody_follows_a_write_interrupts_the_loop_but_once(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clock = FakeClock()
+    async with SQLiteStore(path, clock=clock) as store:
+        await store.create_session(new_session(clock))
+        interruptions: list[object] = []
+        writer = store._running().writer
+        monkeypatch.setattr(writer, "_call", spying(writer._call, interruptions))
+        await add_raws(store, b"1")
+        assert len(interruptions) == 1
+        with anyio.fail_after(5):
+            async with anyio.create_task_group() as tasks:
+                tasks.start_soon(partial(take, store, 2))
+                await anyio.wait_all_tasks_blocked()
+                await add_raws(store, b"2")
+    assert len(interruptions) >= 3
+
+
+def spying(call: Callable[..., None], seen: list[object]) -> Callable[..., None]:
+    def spy(callback: object, *args: object) -> None:
+        seen.append(callback)
+        call(callback, *args)
+
+    return spy
 
 
 async def test_a_follower_ends_when_its_session_expires_though_nobody_asks(

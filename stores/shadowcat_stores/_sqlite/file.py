@@ -18,6 +18,9 @@ from shadowcat_stores.errors import StoreUnavailable, StoreUnusable
 _WAL_BYTES: Final = 8 * 1024 * 1024
 """What the write-ahead log is cut back to after it has been longer."""
 
+_CACHE_KIB: Final = 8 * 1024
+"""Pages that the writer keeps in memory: what 32 busy tapes need that are written at once."""
+
 _RETRY_AFTER: Final = 0.01
 _creating = threading.Lock()
 
@@ -140,6 +143,7 @@ class Database(msgspec.Struct, frozen=True):
         if mode != "wal":
             raise StoreUnusable(f"{self.path} cannot have a write-ahead log: {_LOCAL}")
         db.execute(f"PRAGMA journal_size_limit = {_WAL_BYTES}")
+        db.execute(f"PRAGMA cache_size = -{_CACHE_KIB}")
         db.execute(f"PRAGMA synchronous = {self.synchronous}")
         migrate(db, self.path)
 

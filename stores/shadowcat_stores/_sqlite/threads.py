@@ -196,9 +196,10 @@ class Writer(Worker[Writes]):
     def _publish(self, on: Writes) -> None:
         """Tell those who follow what has changed."""
         self._more_to_tidy = self._more_to_tidy or on.has_graves
-        if on.changed:
-            self._call(self._tails.wake, on.changed)
-            on.changed = set()
+        changed, on.changed = on.changed, set()
+        # Whoever begins to follow after this reads what was committed before it.
+        if changed and self._tails.any():
+            self._call(self._tails.wake, changed)
 
     # -- tidying ------------------------------------------------------------------------------------
 
