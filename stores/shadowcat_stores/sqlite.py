@@ -52,6 +52,10 @@ class SQLiteStore(SessionStore):
     may be lost; what is left is consistent. `synchronous="full"` has every transaction written to the disk
     before it is acknowledged, and that takes as long as the disk takes.
 
+    A caller who is cancelled waits for nothing: what had not begun is not done, and what had is done whole or
+    not at all. A file that is deleted or replaced while it is in use is noticed by the next write, or within
+    two seconds; a missing one is waited for, then made anew.
+
     Args:
         path: the file; it is made where it is missing, its directory is not.
         clock: what time it is.
@@ -113,9 +117,7 @@ class SQLiteStore(SessionStore):
         async with self._lock:
             if not self.is_open:
                 threads = Threads(self._database, self.clock, self.limits)
-                # Bounded by the time a lock may take, and half an opening would be of no use to anyone.
-                with anyio.CancelScope(shield=True):
-                    await threads.start()
+                await threads.start()
                 self._threads = threads
                 await super().open()
 
@@ -129,9 +131,10 @@ class SQLiteStore(SessionStore):
                     await threads.stop()
 
     async def ping(self) -> None:
-        """Return when the file can be read and written."""
+        """Return when the file can be read, and something has been written to it."""
+        # The writer first: it is the one that notices what has become of the file, and heals it.
+        await self._write(Writes.probe)
         await self._read(Reads.count)
-        await self._write(lambda on: None)
 
     def __del__(self) -> None:
         threads = getattr(self, "_threads", None)
@@ -210,7 +213,7 @@ class SQLiteStore(SessionStore):
         """Return the session's frames in seq order; none where the session is absent."""
         if limit is not None:
             _check_limit(limit)
-        return await self._running().tapes.submit(lambda on: on.frames(session_id, stream, after, limit))
+        return await self._running().read_tape(lambda on: on.frames(session_id, stream, after, limit))
 
     async def delete_frames(self, session_id: str) -> int:
         """Forget the session's frames; return how many there were. Later ones go on numbering."""
@@ -222,14 +225,14 @@ class SQLiteStore(SessionStore):
         """Iterate over the frames after seq `after`, then over each new one as it comes."""
         # The threads of now: once they are stopped they take no more, also where the store is open again.
         threads = self._running()
-        number = await threads.tapes.submit(lambda on: on.number(session_id))
+        number, file = await threads.read_tape(lambda on: (on.number(session_id), on.file))
         if number is None:
             return
         with threads.tails.follow(number, after) as follower:
             while True:
                 follower.changed.clear()
-                tail = await threads.tapes.submit(
-                    lambda on: on.tail(number, stream, follower.after, _READ_AHEAD)
+                tail = await threads.read_tape(
+                    lambda on: on.tail(file, number, stream, follower.after, _READ_AHEAD)
                 )
                 if tail is None:
                     return
@@ -271,7 +274,7 @@ class SQLiteStore(SessionStore):
         return self._threads
 
     async def _read(self, work: Callable[[Reads], T]) -> T:
-        return await self._running().reader.submit(work)
+        return await self._running().read(work)
 
     async def _write(self, work: Callable[[Writes], T]) -> T:
         return await self._running().writer.submit(work)

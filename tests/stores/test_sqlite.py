@@ -7,7 +7,7 @@ import itertools
 import sqlite3
 import tempfile
 import threading
-from collections.abc import AsyncIterator, Coroutine
+from collections.abc import AsyncIterator, Callable, Coroutine
 from contextlib import AsyncExitStack, aclosing, asynccontextmanager, closing
 from functools import partial
 from pathlib import Path
@@ -134,24 +134,6 @@ async def test_of_writes_in_one_transaction_a_bad_one_hurts_no_other(path: Path)
         assert answers == {"no unicode": UnicodeEncodeError, "65 bits": ValueError}
         assert await store.get_last_event_id("session-1", stream="t") == "e1"
         assert len(await store.get_frames("session-1")) == 2
-
-
-async def test_a_cancelled_write_is_done_when_its_caller_hears_of_it(path: Path) -> None:
-    clock = FakeClock()
-    scope = anyio.CancelScope()
-    async with SQLiteStore(path, clock=clock) as store:
-
-        async def create() -> None:
-            with scope:
-                await store.create_session(new_session(clock))
-            # Not through the writer: a reader sees what is committed.
-            assert await store.get_session("session-1") is not None
-
-        async with held(store._running().writer) as tasks:
-            tasks.start_soon(create)
-            await anyio.wait_all_tasks_blocked()
-            scope.cancel()
-    assert scope.cancelled_caught
 
 
 async def test_a_long_read_of_a_tape_holds_up_no_session(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -291,6 +273,33 @@ async def test_a_follower_hears_of_its_own_process_at_once(
                 await anyio.wait_all_tasks_blocked()
                 await store.delete_session("session-1")
     assert found == [b"%d" % number for number in range(5)]
+
+
+async def test_where_nobody_follows_a_write_interrupts_the_loop_but_once(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clock = FakeClock()
+    async with SQLiteStore(path, clock=clock) as store:
+        await store.create_session(new_session(clock))
+        interruptions: list[object] = []
+        writer = store._running().writer
+        monkeypatch.setattr(writer, "_call", spying(writer._call, interruptions))
+        await add_raws(store, b"1")
+        assert len(interruptions) == 1
+        with anyio.fail_after(5):
+            async with anyio.create_task_group() as tasks:
+                tasks.start_soon(partial(take, store, 2))
+                await anyio.wait_all_tasks_blocked()
+                await add_raws(store, b"2")
+    assert len(interruptions) >= 3
+
+
+def spying(call: Callable[..., None], seen: list[object]) -> Callable[..., None]:
+    def spy(callback: object, *args: object) -> None:
+        seen.append(callback)
+        call(callback, *args)
+
+    return spy
 
 
 async def test_a_follower_ends_when_its_session_expires_though_nobody_asks(

@@ -54,7 +54,7 @@ READS: list[Callable[[Reads], object]] = [
     lambda on: on.page(10, 50, "default"),
     lambda on: on.page(10, 0, "other"),
     lambda on: on.frames("s7", None, 0, None),
-    lambda on: on.tail(8, None, 0, 100),
+    lambda on: on.tail(on.file, 8, None, 0, 100),
 ]
 WRITES: list[Callable[[Writes], object]] = [
     lambda on: on.create("new", "default", 4e9, b""),

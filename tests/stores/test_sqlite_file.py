@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from shadowcat_stores import SQLiteStore, StoreLimits, StoreUnavailable, store_from_url
+from shadowcat_stores import SQLiteStore, StoreLimits, StoreUnusable, store_from_url
 from shadowcat_stores._sqlite import schema
 from shadowcat_stores.testing import FakeClock
 from shadowcat_stores.testing.harness import add_raws, new_session
@@ -178,9 +178,7 @@ async def test_a_file_of_a_newer_schema_is_left_alone(path: Path) -> None:
     newer = len(schema.STEPS) + 1
     query(path, f"PRAGMA user_version = {newer}")
     before = path.read_bytes()
-    with pytest.raises(
-        StoreUnavailable, match=rf"version {newer}.*upgrade shadowcat-mcp, or name another file"
-    ):
+    with pytest.raises(StoreUnusable, match=rf"version {newer}.*upgrade shadowcat-mcp, or name another file"):
         await store.open()
     assert store.is_open is False
     assert path.read_bytes() == before
@@ -192,7 +190,7 @@ async def test_a_file_of_a_newer_schema_is_left_alone(path: Path) -> None:
 async def test_a_database_of_another_program_is_left_alone(path: Path) -> None:
     query(path, "CREATE TABLE theirs (a)")
     before = path.read_bytes()
-    with pytest.raises(StoreUnavailable, match="of another program: name another file"):
+    with pytest.raises(StoreUnusable, match="of another program: name another file"):
         await SQLiteStore(path).open()
     assert path.read_bytes() == before
 

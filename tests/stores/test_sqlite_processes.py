@@ -1,11 +1,12 @@
 """Several processes on one file of a `SQLiteStore`, and what is left of one that is killed."""
 
 import signal
+import sqlite3
 import subprocess
 import sys
 import time
 from collections.abc import AsyncIterator
-from contextlib import AsyncExitStack, aclosing, asynccontextmanager
+from contextlib import AsyncExitStack, aclosing, asynccontextmanager, closing
 from pathlib import Path
 
 import anyio
@@ -87,6 +88,17 @@ async def main(path):
         async with anyio.create_task_group() as tasks:
             for n in range(4):
                 tasks.start_soon(write, n)
+"""
+
+
+CREATE = """
+async def main(path):
+    async with SQLiteStore(path) as store:
+        say("ready")
+        for name in sys.stdin:
+            await store.create_session(session(name.strip()))
+            await store.add_frames([frame(name.strip(), b"x" * 300)] * 20)
+            say(f"created {name.strip()}")
 """
 
 
@@ -173,6 +185,37 @@ async def test_processes_share_one_tape_one_id_and_one_limit(path: Path) -> None
         assert seqs(found) == list(range(1, 161))
         told = [int(line.removeprefix("seq ")) for line in lines if line.startswith("seq ")]
         assert sorted(told) == seqs(found)
+
+
+async def test_processes_whose_file_is_replaced_meet_again_in_the_new_one(path: Path) -> None:
+    async with AsyncExitStack() as stack:
+        others = [await stack.enter_async_context(child(CREATE, path)) for _ in range(3)]
+        for other in others:
+            assert await other.line() == "ready"
+
+        async def create(name: str) -> list[str]:
+            names = [f"{name}-{number}" for number in range(3)]
+            for each, other in zip(names, others, strict=True):
+                await other.stdin.send(f"{each}\n".encode())
+                assert await other.line() == f"created {each}"
+            return names
+
+        kept = await create("kept")
+        backup = path.with_name("backup")
+        with closing(sqlite3.connect(path)) as db, closing(sqlite3.connect(backup)) as copy:
+            db.backup(copy)
+        await create("lost")
+        backup.rename(path)
+        kept += await create("new")
+        async with SQLiteStore(path) as store:
+            assert [each.id for each in await list_all(store)] == kept
+            for each in kept:
+                assert seqs(await store.get_frames(each)) == list(range(1, 21))
+        for other in others:
+            await other.stdin.aclose()
+            assert await other.process.wait() == 0
+    with closing(sqlite3.connect(path)) as db:
+        assert db.execute("PRAGMA integrity_check").fetchall() == [("ok",)]
 
 
 async def test_a_process_that_is_killed_loses_nothing_that_it_acknowledged(path: Path) -> None:

@@ -1,16 +1,21 @@
 """What befalls the file of a `SQLiteStore`: each trouble is said, loses nothing, and passes."""
 
+import errno
+import os
+import resource
 import sqlite3
 import tempfile
-from collections.abc import Iterator
+import threading
+from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
 from functools import partial
 from pathlib import Path
+from typing import NoReturn
 
 import anyio
 import pytest
 
-from shadowcat_stores import SQLiteStore, StoreUnavailable
+from shadowcat_stores import SQLiteStore, StoreUnavailable, StoreUnusable
 from shadowcat_stores._sqlite import threads as threads_module
 from shadowcat_stores._sqlite.threads import Writer
 from shadowcat_stores._sqlite.writes import Writes
@@ -87,20 +92,35 @@ async def test_those_who_come_while_a_lock_lasts_wait_no_longer_than_the_first(
 async def test_a_store_opens_when_a_lock_passes(path: Path) -> None:
     async with SQLiteStore(path):
         pass
+    store = SQLiteStore(path, busy_timeout=0.05)
     with closing(sqlite3.connect(path, isolation_level=None, check_same_thread=False)) as other:
         # Not even reads pass.
         other.execute("PRAGMA locking_mode = EXCLUSIVE")
         other.execute("BEGIN EXCLUSIVE")
-        with pytest.raises(StoreUnavailable, match="locked"):
-            await SQLiteStore(path, busy_timeout=0.05).open()
+        for _ in range(2):
+            assert await refusal(store) is StoreUnavailable
         async with anyio.create_task_group() as tasks:
-            store = SQLiteStore(path, busy_timeout=30.0)
-            tasks.start_soon(store.open)
+            patient = SQLiteStore(path, busy_timeout=30.0)
+            tasks.start_soon(patient.open)
             await anyio.wait_all_tasks_blocked()
-            assert store.is_open is False
+            assert patient.is_open is False
             await anyio.to_thread.run_sync(other.close)
+        await patient.ping()
+        await patient.aclose()
+    async with store:
         await store.ping()
-        await store.aclose()
+
+
+async def refusal(store: SQLiteStore) -> type[StoreUnavailable]:
+    """Return what `open` raises, and check that nothing of it is left."""
+    before = threading.enumerate()
+    with pytest.raises(StoreUnavailable) as raised:
+        await store.open()
+    assert store.is_open is False
+    assert threading.enumerate() == before
+    with pytest.raises(StoreUnavailable, match="not open"):
+        await store.count_sessions()
+    return raised.type
 
 
 # -- not to be written ------------------------------------------------------------------------------
@@ -108,7 +128,7 @@ async def test_a_store_opens_when_a_lock_passes(path: Path) -> None:
 
 async def test_a_directory_that_is_missing(tmp_path: Path) -> None:
     store = SQLiteStore(tmp_path / "missing" / "sessions.db")
-    with pytest.raises(StoreUnavailable, match=r"missing/sessions\.db cannot be made .*make its directory"):
+    with pytest.raises(StoreUnusable, match=r"missing/sessions\.db cannot be made .*make its directory"):
         await store.open()
     (tmp_path / "missing").mkdir()
     async with store:
@@ -116,13 +136,13 @@ async def test_a_directory_that_is_missing(tmp_path: Path) -> None:
 
 
 async def test_a_directory_in_place_of_the_file(tmp_path: Path) -> None:
-    with pytest.raises(StoreUnavailable, match="let this user write there, or name another file"):
+    with pytest.raises(StoreUnusable, match="let this user write there, or name another file"):
         await SQLiteStore(tmp_path).open()
 
 
 async def test_a_directory_that_takes_no_files(public: Path) -> None:
     public.chmod(0o555)
-    with unprivileged(), pytest.raises(StoreUnavailable, match=r"cannot be made \(Permission denied\)"):
+    with unprivileged(), pytest.raises(StoreUnusable, match=r"cannot be made \(Permission denied\)"):
         await SQLiteStore(public / "sessions.db").open()
     public.chmod(0o755)
     async with SQLiteStore(public / "sessions.db") as store:
@@ -133,7 +153,7 @@ async def test_a_disk_that_cannot_be_shared(path: Path, monkeypatch: pytest.Monk
     connect = sqlite3.connect
     # Such a database cannot have a write-ahead log either.
     monkeypatch.setattr(sqlite3, "connect", lambda *_, **options: connect(":memory:", isolation_level=None))
-    with pytest.raises(StoreUnavailable, match="cannot have a write-ahead log: name a file on a local disk"):
+    with pytest.raises(StoreUnusable, match="cannot have a write-ahead log: name a file on a local disk"):
         await SQLiteStore(path).open()
 
 
@@ -144,12 +164,73 @@ async def test_a_file_that_may_only_be_read(public: Path, directory_mode: int) -
         stored = await store.create_session(new_session(FakeClock()))
     (public / "sessions.db").chmod(0o444)
     public.chmod(directory_mode)
-    with unprivileged(), pytest.raises(StoreUnavailable, match=r"sessions\.db: .*let this user write"):
+    with unprivileged(), pytest.raises(StoreUnusable, match=r"sessions\.db: .*let this user write"):
         await store.open()
     public.chmod(0o755)
     (public / "sessions.db").chmod(0o644)
     async with store:
         assert await store.get_session("session-1") == stored
+
+
+async def test_a_file_that_others_write_and_this_user_may_only_read(public: Path) -> None:
+    async with SQLiteStore(public / "sessions.db", clock=FakeClock()) as others:
+        await others.create_session(new_session(FakeClock()))
+        for each in public.iterdir():
+            each.chmod(0o644)
+        store = SQLiteStore(public / "sessions.db")
+        with unprivileged():
+            assert await refusal(store) is StoreUnusable
+
+
+@pytest.mark.parametrize(
+    ("number", "kind"),
+    [
+        (errno.ENOSPC, StoreUnavailable),
+        (errno.EMFILE, StoreUnavailable),
+        (errno.EIO, StoreUnavailable),
+        (errno.EROFS, StoreUnusable),
+        (errno.ENAMETOOLONG, StoreUnusable),
+    ],
+)
+async def test_what_may_pass_is_told_from_what_will_not_where_a_file_cannot_be_made(
+    path: Path, number: int, kind: type[StoreUnavailable]
+) -> None:
+    store = SQLiteStore(path)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(os, "open", raising(OSError(number, os.strerror(number))))
+        assert await refusal(store) is kind
+    async with store:
+        await store.ping()
+
+
+@pytest.mark.parametrize(
+    ("code", "kind"),
+    [
+        (sqlite3.SQLITE_CANTOPEN, StoreUnavailable),  # too many open files
+        (sqlite3.SQLITE_FULL, StoreUnavailable),
+        (sqlite3.SQLITE_IOERR_WRITE, StoreUnavailable),
+        (sqlite3.SQLITE_IOERR_SHMMAP, StoreUnusable),
+        (sqlite3.SQLITE_READONLY, StoreUnusable),
+    ],
+)
+async def test_what_may_pass_is_told_from_what_will_not_where_a_file_cannot_be_opened(
+    path: Path, code: int, kind: type[StoreUnavailable]
+) -> None:
+    error = sqlite3.OperationalError("trouble")
+    error.sqlite_errorcode = code
+    store = SQLiteStore(path)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sqlite3, "connect", raising(error))
+        assert await refusal(store) is kind
+    async with store:
+        await store.ping()
+
+
+def raising(error: Exception) -> Callable[..., NoReturn]:
+    def fail(*_: object, **__: object) -> NoReturn:
+        raise error
+
+    return fail
 
 
 async def test_a_file_that_turns_read_only_and_back(path: Path) -> None:
@@ -188,6 +269,34 @@ async def test_a_full_disk_loses_nothing_and_passes(path: Path) -> None:
         await store._write(lambda on: on.db.execute("PRAGMA max_page_count = 1000000").fetchone())
         assert await store.add_frame(large) == 3
         assert seqs(await store.get_frames("session-1")) == [1, 2, 3]
+
+
+@contextmanager
+def no_room() -> Iterator[None]:
+    """Let no file be written, as on a full disk."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (0, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+async def test_a_full_disk_is_not_ready(path: Path) -> None:
+    async with SQLiteStore(path, clock=FakeClock()) as store:
+        await store.create_session(new_session(FakeClock()))
+        with no_room():
+            for call in (store.ping, partial(store.add_frame, new_frame()), store.ping):
+                with pytest.raises(StoreUnavailable, match="the disk fails or is full"):
+                    await call()
+        await store.ping()
+        assert await add_raws(store, b"1") == [1]
+
+
+async def test_to_ask_whether_it_is_ready_leaves_nothing(path: Path) -> None:
+    async with SQLiteStore(path, clock=FakeClock()) as store:
+        await store.ping()
+        assert await store._read(lambda on: on.db.execute("SELECT * FROM graves").fetchall()) == []
 
 
 async def test_tidying_waits_until_the_disk_has_room(
@@ -233,7 +342,7 @@ def overwrite(path: Path, content: bytes) -> None:
 async def test_a_file_that_is_no_database(path: Path) -> None:
     path.write_bytes(b"no database " * 1000)
     store = SQLiteStore(path)
-    with pytest.raises(StoreUnavailable, match=_DAMAGED):
+    with pytest.raises(StoreUnusable, match=_DAMAGED):
         await store.open()
     path.unlink()
     async with store:

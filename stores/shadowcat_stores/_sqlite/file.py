@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import sqlite3
 import threading
@@ -12,10 +13,13 @@ from typing import Final
 import msgspec
 
 from shadowcat_stores._sqlite.schema import is_current, migrate
-from shadowcat_stores.errors import StoreUnavailable
+from shadowcat_stores.errors import StoreUnavailable, StoreUnusable
 
 _WAL_BYTES: Final = 8 * 1024 * 1024
 """What the write-ahead log is cut back to after it has been longer."""
+
+_CACHE_KIB: Final = 8 * 1024
+"""Pages that the writer keeps in memory: what 32 busy tapes need that are written at once."""
 
 _RETRY_AFTER: Final = 0.01
 _creating = threading.Lock()
@@ -23,6 +27,20 @@ _creating = threading.Lock()
 _BUSY: Final = frozenset({sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED})
 _HARMLESS: Final = _BUSY | {sqlite3.SQLITE_FULL, sqlite3.SQLITE_CONSTRAINT}
 """Errors after which a connection is as good as before."""
+
+_VAIN: Final = frozenset(
+    {sqlite3.SQLITE_READONLY, sqlite3.SQLITE_PERM, sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB}
+)
+"""Kinds of errors that no waiting heals."""
+_NO_LOCKS: Final = frozenset(
+    {sqlite3.SQLITE_IOERR_SHMMAP, sqlite3.SQLITE_IOERR_SHMLOCK, sqlite3.SQLITE_IOERR_LOCK}
+)
+"""How a file system fails that processes cannot share a log on."""
+_PASSING: Final = frozenset(
+    {errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EINTR}
+)
+"""Why a file cannot be made now, and later perhaps can."""
+_LOCAL: Final = "name a file on a local disk"
 
 _DAMAGED: Final = (
     "it is damaged, or no SQLite database: stop whoever uses it, move it away together with its -wal and "
@@ -59,17 +77,23 @@ class Database(msgspec.Struct, frozen=True):
                 in use: who finds it missing or empty then may find it in the middle of being restored.
 
         Raises:
-            StoreUnavailable: it cannot be made, or is not ours, or not of this version.
-            sqlite3.Error: it cannot be opened.
+            StoreUnusable: it is not ours, or not of this version, or no waiting lets us make or write it.
+            StoreUnavailable: it cannot be made now.
+            sqlite3.Error: it cannot be opened now.
         """
         if make:
             self._create()
-        # Waits for locks by itself: SQLite's own waiting is coarse, and unfair to whoever came first.
-        db = self._connect(timeout=0.0)
         try:
-            self._prepare(db, make)
-        except BaseException:
-            db.close()
+            # Waits for locks by itself: SQLite's own waiting is coarse, and unfair to whoever came first.
+            db = self._connect(timeout=0.0)
+            try:
+                self._prepare(db, make)
+            except BaseException:
+                db.close()
+                raise
+        except sqlite3.Error as exc:
+            if self._is_vain(exc):
+                raise StoreUnusable(str(unavailable(exc, self.path))) from exc
             raise
         return db
 
@@ -93,9 +117,10 @@ class Database(msgspec.Struct, frozen=True):
             except FileExistsError:
                 return
             except OSError as exc:
-                raise StoreUnavailable(
-                    f"{self.path} cannot be made ({exc.strerror}): {_REMEDIES[sqlite3.SQLITE_CANTOPEN]}"
-                ) from exc
+                cannot = f"{self.path} cannot be made ({exc.strerror})"
+                if exc.errno in _PASSING:
+                    raise StoreUnavailable(f"{cannot}: look at its disk and at the system's limits") from exc
+                raise StoreUnusable(f"{cannot}: {_REMEDIES[sqlite3.SQLITE_CANTOPEN]}") from exc
 
     def _prepare(self, db: sqlite3.Connection, make: bool) -> None:
         deadline = time.monotonic() + self.patience
@@ -111,14 +136,32 @@ class Database(msgspec.Struct, frozen=True):
     def _prepare_once(self, db: sqlite3.Connection, make: bool) -> None:
         if not is_current(db, self.path) and not make:
             raise StoreUnavailable(f"{self.path} is not the file it was: put it back, or start again")
-        # Before anything is written: only an empty database takes it.
+        # Before anything is written: only an empty database takes it. It writes in any case, which a file
+        # refuses that may only be read: if others have it open, everything else passes.
         db.execute("PRAGMA auto_vacuum = INCREMENTAL")
         (mode,) = db.execute("PRAGMA journal_mode = WAL").fetchone()
         if mode != "wal":
-            raise StoreUnavailable(f"{self.path} cannot have a write-ahead log: name a file on a local disk")
+            raise StoreUnusable(f"{self.path} cannot have a write-ahead log: {_LOCAL}")
         db.execute(f"PRAGMA journal_size_limit = {_WAL_BYTES}")
+        db.execute(f"PRAGMA cache_size = -{_CACHE_KIB}")
         db.execute(f"PRAGMA synchronous = {self.synchronous}")
         migrate(db, self.path)
+
+    def _is_vain(self, error: sqlite3.Error) -> bool:
+        """Return whether no waiting heals what is in the way."""
+        code = _code_of(error)
+        if code == sqlite3.SQLITE_CANTOPEN:
+            # It also says so where the process, or the disk, can have no more files for the moment.
+            return not _may_be_written(self.path)
+        return code in _VAIN or getattr(error, "sqlite_errorcode", None) in _NO_LOCKS
+
+
+def _may_be_written(path: Path) -> bool:
+    # Not by opening it: to close it again would take away the locks that this process has on it.
+    effective = os.access in os.supports_effective_ids
+    return path.is_file() and all(
+        os.access(each, os.R_OK | os.W_OK, effective_ids=effective) for each in (path, path.parent)
+    )
 
 
 def is_busy(error: sqlite3.Error) -> bool:
@@ -134,6 +177,8 @@ def is_spoiling(error: sqlite3.Error) -> bool:
 def unavailable(error: sqlite3.Error, path: Path) -> StoreUnavailable:
     """Return what to raise for the error: it says what to do."""
     remedy = _REMEDIES.get(_code_of(error), "look at the file and its disk")
+    if getattr(error, "sqlite_errorcode", None) in _NO_LOCKS:
+        remedy = f"its file system lets no processes share it: {_LOCAL}"
     return StoreUnavailable(f"{path}: {error}: {remedy}")
 
 

@@ -11,6 +11,7 @@ import msgspec
 from msgspec.structs import replace
 
 from shadowcat_stores.base import Clock
+from shadowcat_stores.errors import StoreUnavailable
 from shadowcat_stores.records import Frame, Session, SessionPage, StreamClaim
 
 MOST: Final = 2**63 - 1
@@ -59,8 +60,10 @@ class Tail(msgspec.Struct, frozen=True):
 class Reads:
     """The reading verbs, on a connection of their own. The time is taken when they run."""
 
-    def __init__(self, db: sqlite3.Connection, clock: Clock) -> None:
+    def __init__(self, db: sqlite3.Connection, clock: Clock, file: object) -> None:
         self.db = db
+        self.file = file
+        """Which file it is: numbers of sessions mean nothing in another one."""
         self._clock = clock
         self._session = msgspec.msgpack.Decoder(Session)
         self._frame = msgspec.msgpack.Decoder(Frame)
@@ -107,8 +110,14 @@ class Reads:
         ).fetchone()
         return None if row is None else int(row[0])
 
-    def tail(self, number: int, stream: str | None, after: int, limit: int) -> Tail | None:
-        """Return the session's next frames; `None` where it is gone."""
+    def tail(self, file: object, number: int, stream: str | None, after: int, limit: int) -> Tail | None:
+        """Return the next frames of the file's session; `None` where it is gone.
+
+        Raises:
+            StoreUnavailable: this is another file.
+        """
+        if file is not self.file:
+            raise StoreUnavailable("the file has been replaced: ask for the session, and follow it again")
         latest = self.latest([number]).get(number)
         if latest is None:
             return None

@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Final, TypeAlias
 
-from shadowcat_stores.errors import StoreUnavailable
+from shadowcat_stores.errors import StoreUnusable
 
 Step: TypeAlias = Callable[[sqlite3.Connection], None]
 
@@ -75,15 +75,15 @@ def version_of(db: sqlite3.Connection, path: Path, steps: Sequence[Step] | None 
     """Return the version of the database's schema.
 
     Raises:
-        StoreUnavailable: it is newer than the steps lead to, or the database is somebody else's.
+        StoreUnusable: it is newer than the steps lead to, or the database is somebody else's.
     """
     known = len(STEPS if steps is None else steps)
     (version,) = db.execute("PRAGMA user_version").fetchone()
     (application_id,) = db.execute("PRAGMA application_id").fetchone()
     if application_id != APPLICATION_ID and not _is_empty(db):
-        raise StoreUnavailable(f"{path} is a database of another program: name another file")
+        raise StoreUnusable(f"{path} is a database of another program: name another file")
     if version > known:
-        raise StoreUnavailable(
+        raise StoreUnusable(
             f"{path} is of schema version {version}, and this version of shadowcat-mcp knows up to {known}: "
             "upgrade shadowcat-mcp, or name another file"
         )
@@ -94,7 +94,7 @@ def is_current(db: sqlite3.Connection, path: Path) -> bool:
     """Return whether the database has this version's schema.
 
     Raises:
-        StoreUnavailable: it is newer, or somebody else's.
+        StoreUnusable: it is newer, or somebody else's.
     """
     return version_of(db, path) == len(STEPS)
 

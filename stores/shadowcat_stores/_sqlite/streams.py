@@ -11,6 +11,12 @@ _FREE: Final = float("-inf")
 """When the lease of a stream that nobody owns has ended."""
 
 _KNOWN: Final = "SELECT used, owner, token, leased_until FROM streams WHERE session = ? AND name = ?"
+_INSERT: Final = """
+    INSERT INTO streams (session, used, name, event_id, owner, token, leased_until)
+    VALUES (?, ?, ?, ?, ?, ?, ?)"""
+_KEEP_EVENT_ID: Final = "UPDATE streams SET used = ?, event_id = ? WHERE session = ? AND name = ?"
+_KEEP_CLAIM: Final = """
+    UPDATE streams SET used = ?, owner = ?, token = ?, leased_until = ? WHERE session = ? AND name = ?"""
 _FORGET: Final = """
     DELETE FROM streams WHERE session = ? AND name IN (
         SELECT name FROM streams WHERE session = ? AND leased_until <= ? AND name <> ? ORDER BY used LIMIT ?
@@ -43,9 +49,9 @@ class Tape:
         """Return whether the frames are few and small enough; the newest one always is."""
         return self.frames <= 1 or (self.frames <= most and self.frame_bytes <= most_bytes)
 
-    def shrink(self, size: int) -> None:
-        """Count one frame less."""
-        self.frames -= 1
+    def shrink(self, frames: int, size: int) -> None:
+        """Count so many frames less."""
+        self.frames -= frames
         self.frame_bytes -= size
 
 
@@ -59,11 +65,14 @@ def newest_token(db: sqlite3.Connection, tape: Tape, stream: str) -> int:
 def use_stream(
     db: sqlite3.Connection, tape: Tape, stream: str, now: float, most: int | None, *, event_id: str
 ) -> None:
-    """Store the stream's last event id, which makes it the one used last."""
-    _use(db, tape, stream, now, most)
-    db.execute(
-        "UPDATE streams SET event_id = ? WHERE session = ? AND name = ?", (event_id, tape.number, stream)
-    )
+    """Store the stream's last event id, which makes it the one used last; forget others if there are many."""
+    known = db.execute(_KNOWN, (tape.number, stream)).fetchone()
+    if known is None:
+        _insert(db, tape, (stream, event_id, "", 0, _FREE))
+    else:
+        _use(tape, known[0])
+        db.execute(_KEEP_EVENT_ID, (tape.uses, event_id, tape.number, stream))
+    _forget(db, tape, stream, now, most)
 
 
 def claim_stream(
@@ -71,32 +80,34 @@ def claim_stream(
 ) -> StreamClaim | None:
     """Store a new claim or renew the owner's; `None` while another owner's lease runs."""
     known = db.execute(_KNOWN, (tape.number, stream)).fetchone()
-    _, newest_owner, token, leased_until = known or (0, "", 0, _FREE)
+    used, newest_owner, token, leased_until = known or (0, "", 0, _FREE)
     if leased_until <= now:
         tape.tokens += 1
         token = tape.tokens
     elif newest_owner != owner:
         return None
-    _use(db, tape, stream, now, most)
-    db.execute(
-        "UPDATE streams SET owner = ?, token = ?, leased_until = ? WHERE session = ? AND name = ?",
-        (owner, token, now + lease, tape.number, stream),
-    )
+    if known is None:
+        _insert(db, tape, (stream, None, owner, token, now + lease))
+    else:
+        _use(tape, used)
+        db.execute(_KEEP_CLAIM, (tape.uses, owner, token, now + lease, tape.number, stream))
+    _forget(db, tape, stream, now, most)
     return StreamClaim(owner=owner, token=token, expires_at=now + lease)
 
 
-def _use(db: sqlite3.Connection, tape: Tape, stream: str, now: float, most: int | None) -> None:
-    """Make the stream the one used last; forget others where there are too many."""
-    known = db.execute(_KNOWN, (tape.number, stream)).fetchone()
-    if known is None:
+def _use(tape: Tape, used: int) -> None:
+    """Count a use of the stream that was used last then, unless it was the last one anyway."""
+    if used != tape.uses:
         tape.uses += 1
-        tape.streams += 1
-        row = (tape.number, stream, tape.uses, None, "", 0, _FREE)
-        db.execute("INSERT INTO streams VALUES (?, ?, ?, ?, ?, ?, ?)", row)
-    elif known[0] != tape.uses:
-        tape.uses += 1
-        place = (tape.uses, tape.number, stream)
-        db.execute("UPDATE streams SET used = ? WHERE session = ? AND name = ?", place)
+
+
+def _insert(db: sqlite3.Connection, tape: Tape, stream: tuple[object, ...]) -> None:
+    tape.uses += 1
+    tape.streams += 1
+    db.execute(_INSERT, (tape.number, tape.uses, *stream))
+
+
+def _forget(db: sqlite3.Connection, tape: Tape, stream: str, now: float, most: int | None) -> None:
     if most is not None and tape.streams > most:
         forgotten = db.execute(_FORGET, (tape.number, tape.number, now, stream, tape.streams - most))
         tape.streams -= forgotten.rowcount

@@ -26,6 +26,10 @@ _MOST_AT_ONCE: Final = 128
 """Jobs that are run, and answered, together."""
 
 
+_HANGS_AFTER: Final = 10.0
+"""Seconds without any progress after which whoever closes the store waits no longer."""
+
+
 class Connected(Protocol):
     """What a job works on."""
 
@@ -39,15 +43,24 @@ On = TypeVar("On", bound=Connected)
 class Job(Generic[On]):
     """Something to do, and who waits for it."""
 
-    __slots__ = ("answer", "delivered", "error", "future", "settled", "work")
+    __slots__ = ("answer", "begun", "delivered", "error", "future", "settled", "work")
 
     def __init__(self, work: Callable[[On], Any], future: asyncio.Future[Any]) -> None:
         self.work = work
         self.future = future
         self.answer: Any = None
         self.error: Exception | None = None
+        self.begun = False
         self.delivered = False
         self.settled: asyncio.Event | None = None
+
+    def begin(self) -> bool:
+        """Return whether it is to be done, which it is not where its caller was cancelled before.
+
+        In this order: either a cancelled caller sees that it has begun, or this sees that he was cancelled.
+        """
+        self.begun = True
+        return not self.future.cancelled()
 
     def run(self, on: On) -> None:
         """Do it. What the store's contract says of it is an answer; anything else is raised."""
@@ -86,6 +99,9 @@ class Worker(Generic[On]):
         self._thread = threading.Thread(target=self._main, name=f"shadowcat-{name}", daemon=True)
         self._stopped = False
         self._ending = False
+        self._handled = 0
+        self.left: list[asyncio.Event] = []
+        """Of what is being done though its caller was cancelled, or was a moment ago."""
         self._is_behind = False
         self._last_tick = time.monotonic()
 
@@ -105,8 +121,8 @@ class Worker(Generic[On]):
     async def submit(self, work: Callable[[On], T]) -> T:
         """Return what the work returns, run in the thread.
 
-        A caller who is cancelled waits until the work is done, so that nobody finds it undone first and done
-        later; but no longer than for a lock.
+        A caller who is cancelled waits for nothing. What has not begun by then is not done at all; what has
+        is done whole or not at all, and `settle` returns when that is so.
         """
         if self._stopped:
             raise StoreUnavailable(NOT_OPEN)
@@ -115,12 +131,21 @@ class Worker(Generic[On]):
         try:
             answer: T = await job.future
         except asyncio.CancelledError:
-            if not job.delivered:
+            if job.begun and not job.delivered:
                 job.settled = asyncio.Event()
-                with anyio.move_on_after(self._database.patience, shield=True):
-                    await job.settled.wait()
+                self.left.append(job.settled)
+                self._loop.call_later(self._database.patience, job.settled.set)
             raise
         return answer
+
+    async def settle(self) -> None:
+        """Return when that has been done whose callers did not wait for it, so that nobody finds it undone.
+
+        No later than a lock may last: if the disk hangs, others need not wait for it, too.
+        """
+        for each in self.left.copy():
+            await each.wait()
+        self.left = [each for each in self.left if not each.is_set()]
 
     def end_soon(self) -> None:
         """Let the thread end when it has done what was submitted. Needs no event loop."""
@@ -128,12 +153,18 @@ class Worker(Generic[On]):
         self._queue.put(None)
 
     async def stop(self) -> None:
-        """Return when what was submitted is done, the connection closed and the thread gone."""
+        """Return when what was submitted is done, the connection closed and the thread gone; or hangs."""
         # The loop of the start may be gone by now, with all who waited in it.
         self._loop = asyncio.get_running_loop()
         self._ended = asyncio.Event()
         self.end_soon()
-        await self._ended.wait()
+        while not self._ended.is_set():
+            handled = self._handled
+            with anyio.move_on_after(self._database.patience + _HANGS_AFTER):
+                await self._ended.wait()
+            if handled == self._handled and not self._ended.is_set():
+                logger.error("%s: its disk hangs: closed without waiting for it", self._database.path)
+                return
         # To say so was the thread's last step: this waits for microseconds.
         self._thread.join()
 
@@ -155,6 +186,7 @@ class Worker(Generic[On]):
             jobs = self._take()
             if jobs:
                 self._handle(jobs)
+                self._handled += 1
             if self._ending:
                 break
             if self._wait() == 0.0:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sqlite3
 from collections.abc import Sequence
-from itertools import groupby
+from itertools import chain, groupby
 from operator import attrgetter
 from typing import Final
 
@@ -22,7 +22,12 @@ _TAPE: Final = """
 _KEEP_TAPE: Final = """
     UPDATE sessions SET seq = ?, frames = ?, frame_bytes = ?, streams = ?, uses = ?, tokens = ?
     WHERE number = ?"""
-_SIZES: Final = "SELECT seq, size FROM frames WHERE session = ? ORDER BY seq"
+_INSERT: Final = "INSERT INTO frames VALUES (?, ?, ?, ?, ?)"
+_AT_ONCE: Final = 25
+_INSERT_MANY: Final = _INSERT + ", (?, ?, ?, ?, ?)" * (_AT_ONCE - 1)
+"""Takes a quarter less per row. More rows at once gain little more."""
+_SIZE: Final = "SELECT sum(size) FROM frames WHERE session = ? AND seq <= ?"
+_SIZES: Final = "SELECT seq, size FROM frames WHERE session = ? AND seq > ? ORDER BY seq"
 _RELEASE: Final = """
     UPDATE streams SET leased_until = ?
     WHERE session = (SELECT number FROM sessions WHERE id = ? AND expires_at > ?)
@@ -146,11 +151,17 @@ class Writes:
                     event_id = frame.event_id
             if stream is not None and event_id is not None:
                 use_stream(self.db, tape, stream, now, self._limits.streams, event_id=event_id)
-        self.db.executemany("INSERT INTO frames VALUES (?, ?, ?, ?, ?)", rows)
+        self._insert(rows)
         self._trim(tape, keep)
         self._keep(tape)
         self.changed.add(tape.number)
         return seqs
+
+    def _insert(self, rows: list[tuple[object, ...]]) -> None:
+        whole = len(rows) - len(rows) % _AT_ONCE
+        for start in range(0, whole, _AT_ONCE):
+            self.db.execute(_INSERT_MANY, tuple(chain.from_iterable(rows[start : start + _AT_ONCE])))
+        self.db.executemany(_INSERT, rows[whole:])
 
     def _trim(self, tape: Tape, keep: Window | None) -> None:
         windows = (self._bounds,) if keep is None else (self._bounds, keep)
@@ -158,12 +169,17 @@ class Writes:
         most_bytes = min((each.bytes for each in windows if each.bytes is not None), default=tape.frame_bytes)
         if tape.fits(most, most_bytes):
             return
-        last = 0
-        for seq, size in self.db.execute(_SIZES, (tape.number,)):
-            last = seq
-            tape.shrink(size)
-            if tape.fits(most, most_bytes):
-                break
+        # There is no gap in a tape, so nobody has to look where those end that are too many.
+        last, too_many = tape.seq - tape.frames, tape.frames - max(most, 1)
+        if too_many > 0:
+            last += too_many
+            tape.shrink(too_many, self.db.execute(_SIZE, (tape.number, last)).fetchone()[0])
+        if not tape.fits(most, most_bytes):
+            for seq, size in self.db.execute(_SIZES, (tape.number, last)):
+                last = seq
+                tape.shrink(1, size)
+                if tape.fits(most, most_bytes):
+                    break
         self.db.execute("DELETE FROM frames WHERE session = ? AND seq <= ?", (tape.number, last))
 
     def delete_frames(self, session_id: str) -> int:
@@ -195,6 +211,11 @@ class Writes:
         now = self._clock()
         released = self.db.execute(_RELEASE, (float("-inf"), session_id, now, stream, token, now))
         return released.rowcount > 0
+
+    def probe(self) -> None:
+        """Write what changes nothing. A transaction that is empty succeeds on a full disk, too."""
+        self.db.execute("INSERT INTO graves VALUES (0)")
+        self.db.execute("DELETE FROM graves WHERE session = 0")
 
     # -- clearing away ------------------------------------------------------------------------------
 
