@@ -35,6 +35,7 @@ from shadowcat_stores.records import (
 T = TypeVar("T")
 
 _PAGE = 100
+_MOST_KEYS = 1_000
 _MOST = 2**64 - 1
 
 
@@ -64,6 +65,8 @@ class KeyValueStore(SessionStore):
     @abstractmethod
     async def read(self, keys: Sequence[bytes]) -> Mapping[bytes, bytes]:
         """Return what is under each of the keys as of one moment, without those that have nothing.
+
+        There are at most a thousand of them.
 
         Raises:
             StoreUnavailable: the backend cannot be reached or used, here as in the other primitives.
@@ -97,7 +100,8 @@ class KeyValueStore(SessionStore):
 
     async def ping(self) -> None:
         """Return when the backend answers."""
-        await self._read_kept([])
+        self._begin()
+        await self.read([COUNTERS])
 
     # -- sessions -----------------------------------------------------------------------------------
 
@@ -297,7 +301,10 @@ class KeyValueStore(SessionStore):
     async def _read_kept(self, places: Collection[bytes]) -> dict[bytes, Kept]:
         """Return what is kept of the live sessions in these places."""
         self._begin()
-        found = await self.read([key(b"s", place) for place in places])
+        names = [key(b"s", place) for place in places]
+        found: dict[bytes, bytes] = {}
+        for start in range(0, len(names), _MOST_KEYS):
+            found.update(await self.read(names[start : start + _MOST_KEYS]))
         kept = {name[1:]: decode(data, Kept) for name, data in found.items()}
         now = self.clock()
         return {place: each for place, each in kept.items() if each.record.expires_at > now}
