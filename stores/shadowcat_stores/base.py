@@ -38,7 +38,9 @@ class SessionStore(ABC):
     1. **One winner.** Of concurrent `create_session` calls with one id, one succeeds; the others raise
        `SessionExists` and change nothing.
     2. **Expired is absent.** From `expires_at` on (`clock() >= expires_at`) a session is absent for every
-       verb, its id is free, and it no longer counts. A backend's own TTL only reclaims space.
+       verb, its id is free, and it no longer counts. A record that has expired when it is created is
+       stored like any other, `create_session` returns it, and it is absent at once. A backend's own TTL
+       only reclaims space.
     3. **Whole.** What was stored comes back equal: any id or stream of visible ASCII, any bytes, any
        unicode text, numbers of 64 bits. A record handed out is the caller's own: changing its labels
        changes nothing in the store.
@@ -55,8 +57,9 @@ class SessionStore(ABC):
     9. **Cancelling** a call leaves nothing half written: it took effect or it did not, each item of a
        batch by itself, and the store goes on working.
     10. **Open and close** are idempotent, and a store can be opened again after it was closed. While it
-        is not open, every verb raises `StoreUnavailable`; closing does so to those who follow frames. A
-        client object passed in by the caller is not closed.
+        is not open, every verb raises `StoreUnavailable`; closing does so to those who follow frames. An
+        `open` that failed leaves the store closed, one that was cancelled leaves it open or closed, and
+        after either it can be opened. A client object passed in by the caller is not closed.
     11. **Shared means shared.** Where `shared` is true, two store objects on one backend see each other's
         changes.
     12. **Bounded.** `StoreLimits` and a call's `Window` hold under any load, whichever is tighter, except
