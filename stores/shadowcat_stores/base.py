@@ -1,7 +1,8 @@
 """The contract of a session store.
 
 `shadowcat_stores.testing.SessionStoreContract` tests every numbered clause below against any store;
-`docs/stores.md` shows how to write one.
+`docs/stores.md` shows how to write one; `shadowcat_stores.keyvalue` has the clauses kept for those who bring
+three primitives.
 """
 
 from __future__ import annotations

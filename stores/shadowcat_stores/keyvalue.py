@@ -360,13 +360,12 @@ class KeyValueStore(SessionStore):
         """Clear away some of what has expired; say whether there may be more."""
         self._begin()
         due = await self.scan(expiry_key(0.0), expiry_key(self.clock(), _MOST), _PAGE)
-        for name, data in due:
+        for _, data in due:
             place = decode(data, bytes)
-            await self._transact(place, partial(self._reap, name, place))
+            await self._transact(place, partial(self._reap, place))
         return len(due) == _PAGE
 
-    async def _reap(self, name: bytes, place: bytes, transaction: Transaction) -> None:
-        transaction.drop(name)
+    async def _reap(self, place: bytes, transaction: Transaction) -> None:
         found = await HeldSession.find(transaction, place)
         if found is not None and found.lives(self.clock()):
             found.index()

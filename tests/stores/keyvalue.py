@@ -2,7 +2,7 @@
 
 from bisect import bisect_left
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import ClassVar
 
 import anyio.lowlevel
@@ -21,6 +21,7 @@ class DictStore(KeyValueStore):
         self.items = items
         self.calls: Counter[str] = Counter()
         self.items_read = 0
+        self.after_a_scan: Callable[[], Awaitable[None]] | None = None
 
     async def read(self, keys: Sequence[bytes]) -> Mapping[bytes, bytes]:
         await anyio.lowlevel.checkpoint()
@@ -36,6 +37,8 @@ class DictStore(KeyValueStore):
         items = [(key, self.items[key]) for key in found]
         self.count("scan", len(items))
         await anyio.lowlevel.checkpoint()
+        if self.after_a_scan is not None:
+            await self.after_a_scan()
         return items
 
     async def commit(

@@ -202,3 +202,89 @@ async def test_a_store_that_is_not_open_asks_its_backend_nothing(clock: FakeCloc
         await store.get_sessions_batch([])
     nothing: Mapping[str, int] = {}
     assert store.calls == nothing
+
+
+async def test_streams_beyond_a_lower_limit_are_all_forgotten(store: DictStore, clock: FakeClock) -> None:
+    await store.create_session(new_session(clock))
+    names = [f"t{number}" for number in range(40)]
+    await store.add_frames([new_frame(b"{}", stream=each, event_id="e") for each in names])
+    limits = StoreLimits(streams=2)
+    async with DictStore(store.items, clock=clock, limits=limits) as stricter:
+        latest = ["u0", "u1", "u2"]
+        await stricter.add_frames([new_frame(b"{}", stream=each, event_id="e") for each in latest])
+        known = [
+            each for each in names + latest if await stricter.get_last_event_id("session-1", stream=each)
+        ]
+    assert known == ["u1", "u2"]
+
+
+async def test_a_tape_is_trimmed_a_long_way_in_few_scans(store: DictStore, clock: FakeClock) -> None:
+    await store.create_session(new_session(clock))
+    await store.add_frames([new_frame(b"x") for _ in range(500)])
+    store.calls.clear()
+    await store.add_frame(new_frame(b"x"), keep=Window(frames=1))
+    assert len(await store.get_frames("session-1")) == 1
+    assert store.calls["scan"] <= 12
+
+
+async def create_anew(store: DictStore, clock: FakeClock) -> None:
+    await store.delete_session("session-1")
+    await store.create_session(new_session(clock))
+    await store.add_frame(new_frame(b"of another"))
+
+
+async def test_following_ends_where_another_process_created_the_session_anew(
+    store: DictStore, clock: FakeClock
+) -> None:
+    class SeldomLooking(DictStore):
+        follow_interval = 60.0
+
+    await store.create_session(new_session(clock))
+    found: list[bytes] = []
+    async with SeldomLooking(store.items, clock=clock, limits=NO_LIMIT) as one:
+
+        async def follow() -> None:
+            found.extend(raws(await take(one, 1)))
+
+        with anyio.fail_after(5):
+            async with anyio.create_task_group() as tasks:
+                tasks.start_soon(follow)
+                await anyio.wait_all_tasks_blocked()
+                await create_anew(store, clock)
+                await one.touch_session("session-1", clock() + 90)
+    assert found == []
+
+
+async def test_a_session_created_anew_during_a_listing_is_listed_in_its_new_place(
+    store: DictStore, clock: FakeClock
+) -> None:
+    for session_id in ("session-1", "session-2"):
+        await store.create_session(new_session(clock, session_id))
+    async with DictStore(store.items, clock=clock, limits=NO_LIMIT) as other:
+
+        async def meanwhile() -> None:
+            store.after_a_scan = None
+            await create_anew(other, clock)
+
+        store.after_a_scan = meanwhile
+        page = await store.list_sessions(limit=1)
+        assert page.sessions == []
+        rest = await store.list_sessions(cursor=page.cursor)
+        assert [each.id for each in rest.sessions] == ["session-2", "session-1"]
+
+
+async def test_frames_are_not_written_to_a_session_created_anew(store: DictStore, clock: FakeClock) -> None:
+    await store.create_session(new_session(clock))
+    await store.claim_stream("session-1", "t", owner="me", lease=30.0)
+    async with DictStore(store.items, clock=clock, limits=NO_LIMIT) as other:
+
+        async def meanwhile() -> None:
+            store.after_a_scan = None
+            await other.delete_session("session-1")
+            await other.create_session(new_session(clock))
+
+        store.after_a_scan = meanwhile
+        await store.add_frames([new_frame(b"1"), new_frame(b"2")], keep=Window(frames=1))
+    frames = await store.get_frames("session-1")
+    assert [frame.seq for frame in frames] == [2]
+    assert store.calls["commit"] == 4

@@ -59,7 +59,7 @@ class HeldSession:
         transaction.put(COUNTERS, counters)
         place = place_of(record.id)
         transaction.put(key(b"o", counters.last), place)
-        created = cls(transaction, place, Kept(record, counters.last, record.expires_at), Head(counters.last))
+        created = cls(transaction, place, Kept(record, counters.last, record.expires_at), Head())
         created._save_head()
         created.index()
 

@@ -11,8 +11,9 @@
 
 Sessions and streams go by a digest of their id, so that a key has at most 33 bytes however long an id is.
 
-Whatever belongs to a session changes only in one step with its record or its head. So who finds these two
-unchanged when it commits has missed nothing of what it read under the other keys.
+Whatever belongs to a session changes only in one step with its record or its head, and no record is kept like
+that of a former session with its id. So who finds these two unchanged when it commits has missed nothing of
+what it read under the other keys.
 """
 
 from __future__ import annotations
@@ -54,8 +55,6 @@ class Kept(msgspec.Struct):
 class Head(msgspec.Struct):
     """What is known of a session's frames and streams together."""
 
-    number: int
-    """That of the session, so that no head looks like that of a former session with the id."""
     seq: int = 0
     dropped: int = 0
     """The seq up to which the frames are gone."""

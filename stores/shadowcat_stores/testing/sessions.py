@@ -83,7 +83,7 @@ class SessionClauses(ContractBase):
         assert created.principal == "latter"
 
     @clause(2)
-    @pytest.mark.parametrize("ttl", [0.0, -1.0, -1e6])
+    @pytest.mark.parametrize("ttl", [0.0, -1.0, -1e6, -4e9])
     async def test_a_session_that_is_created_expired_is_absent_at_once(
         self, clock: FakeClock, ttl: float
     ) -> None:
