@@ -5,7 +5,7 @@ from collections.abc import AsyncIterator, Mapping
 import anyio
 import pytest
 
-from shadowcat_stores import SessionStore, StoreLimits, StoreUnavailable, Window
+from shadowcat_stores import SessionStore, StoreFull, StoreLimits, StoreUnavailable, Window
 from shadowcat_stores.testing import FakeClock, SessionStoreContract, store_state_machine
 from shadowcat_stores.testing.harness import new_frame, new_session, raws, take
 from tests.stores.keyvalue import DictStore
@@ -124,15 +124,18 @@ async def test_a_create_clears_away_a_part_of_what_has_expired(store: DictStore,
     assert len(store.items) == 5
 
 
-async def test_a_full_store_clears_away_all_that_has_expired_first(clock: FakeClock) -> None:
-    async with DictStore({}, clock=clock, limits=StoreLimits(sessions=250)) as store:
-        await store.create_session(new_session(clock, "lives", ttl=1e6))
-        for number in range(249):
+async def test_a_full_store_looks_for_all_that_has_expired(clock: FakeClock) -> None:
+    async with DictStore({}, clock=clock, limits=StoreLimits(sessions=151)) as store:
+        for number in range(150):
+            # Each is indexed by an expiry that it outlives, ahead of the one that has expired.
             await store.create_session(new_session(clock, f"s{number}", ttl=1.0))
-        clock.advance(1)
-        for number in range(249):
-            await store.create_session(new_session(clock, f"n{number}"))
-        assert await store.count_sessions() == 250
+            await store.touch_session(f"s{number}", clock() + 100)
+        await store.create_session(new_session(clock, "expired", ttl=2.0))
+        clock.advance(2)
+        await store.create_session(new_session(clock, "new"))
+        with pytest.raises(StoreFull):
+            await store.create_session(new_session(clock, "one more"))
+        assert await store.count_sessions() == 151
 
 
 async def test_a_touched_session_moves_in_the_index_of_expiry_when_it_would_have_expired(
