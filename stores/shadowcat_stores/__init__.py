@@ -13,6 +13,7 @@ from shadowcat_stores.errors import (
     StoreUnavailable,
     StoreUnusable,
 )
+from shadowcat_stores.keyvalue import KeyValueStore
 from shadowcat_stores.memory import MemoryStore
 from shadowcat_stores.records import (
     GET_STREAM,
@@ -47,6 +48,7 @@ __all__ = [
     "Direction",
     "Frame",
     "JsonRpcId",
+    "KeyValueStore",
     "Kind",
     "MemoryStore",
     "MessageEnvelope",

@@ -10,6 +10,8 @@ from collections.abc import AsyncIterator, Coroutine, Sequence
 from contextlib import asynccontextmanager
 from typing import Any, ClassVar, Final, Self, TypeVar
 
+import anyio
+
 from shadowcat_stores._redis_errors import unavailable
 from shadowcat_stores._redis_index import Index
 from shadowcat_stores._redis_scripts import Command
@@ -98,11 +100,13 @@ class RedisBase(SessionStore):
         if self.is_open:
             return
         server = self._make_server(self.timeout)
-        try:
-            await self._look_at(server)
-        except BaseException:
-            await server.aclose()
-            raise
+        # Cancelled half way, a cluster's client would leave connections behind. The timeout bounds it.
+        with anyio.CancelScope(shield=True):
+            try:
+                await self._look_at(server)
+            except BaseException:
+                await server.aclose()
+                raise
         self._server = server
         await super().open()
 

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from shadowcat_stores import MemoryStore, SQLiteStore, store_from_url
+from shadowcat_stores import MemoryStore, SQLiteStore, StoreUnavailable, StoreUnusable, store_from_url
 from shadowcat_stores.redis import RedisStore
 from tests.docs._markdown import ROOT, blocks
 
@@ -26,14 +26,28 @@ def shown(name: str) -> ModuleType:
     return sys.modules[name]
 
 
-DictStore: Any = shown("dict_store").DictStore
-TestDictStore: Any = shown("test_dict_store").TestDictStore
-TestDictStoreAsAMachine: Any = shown("test_dict_store").TestDictStoreAsAMachine
+TableStore: Any = shown("table_store").TableStore
+TestTableStore: Any = shown("test_table_store").TestTableStore
+TestTableStoreAsAMachine: Any = shown("test_table_store").TestTableStoreAsAMachine
 
 
 def test_the_store_is_still_a_short_one() -> None:
-    code = [line for line in MODULES["dict_store"].text.partition("\n\n\n")[2].splitlines() if line.strip()]
-    assert len(code) <= 145
+    assert len([line for line in MODULES["table_store"].text.splitlines() if line.strip()]) <= 60
+
+
+async def test_the_store_can_be_opened_once_what_was_in_the_way_is_mended(tmp_path: Path) -> None:
+    store = TableStore(tmp_path / "missing" / "sessions.db")
+    with pytest.raises(StoreUnusable, match="no directory"):
+        await store.open()
+    assert store.is_open is False
+    store.path.parent.mkdir()
+    store.path.write_bytes(b"no database" * 100)
+    with pytest.raises(StoreUnavailable, match="file is not a database"):
+        await store.open()
+    assert store.is_open is False
+    store.path.unlink()
+    async with store:
+        assert await store.count_sessions() == 0
 
 
 def test_every_url_names_its_store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -64,12 +78,12 @@ def test_its_entry_point_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     (block,) = blocks("toml", "entry-points")
     group = tomllib.loads(block.text)["project"]["entry-points"]
     lines = [f"[{name}]\n" + "\n".join(f"{k} = {v}" for k, v in each.items()) for name, each in group.items()]
-    metadata = tmp_path / "dict_store-1.0.dist-info"
+    metadata = tmp_path / "table_store-1.0.dist-info"
     metadata.mkdir()
-    (metadata / "METADATA").write_text("Metadata-Version: 2.1\nName: dict-store\nVersion: 1.0\n")
+    (metadata / "METADATA").write_text("Metadata-Version: 2.1\nName: table-store\nVersion: 1.0\n")
     (metadata / "entry_points.txt").write_text("\n".join(lines))
     monkeypatch.syspath_prepend(tmp_path)
-    assert type(shown("use_it").store) is DictStore
+    assert type(shown("use_it").store) is TableStore
 
 
 def test_a_missing_extra_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:

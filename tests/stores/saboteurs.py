@@ -44,6 +44,20 @@ class LivesAtItsExpiry(MemoryStore):
             self.clock = exact
 
 
+class GivesTheBornExpiredAMoment(MemoryStore):
+    async def create_session(self, session: Session) -> Session:
+        alive = max(session.expires_at, self.clock() + 1)
+        created = await super().create_session(replace(session, expires_at=alive))
+        return replace(created, expires_at=session.expires_at)
+
+
+class RefusesTheBornExpired(MemoryStore):
+    async def create_session(self, session: Session) -> Session:
+        if session.expires_at <= self.clock():
+            raise SessionNotFound
+        return await super().create_session(session)
+
+
 class CutsAtNul(MemoryStore):
     async def add_frame(self, frame: Frame, *, keep: Window | None = None) -> int:
         cut = replace(frame.envelope, raw=frame.envelope.raw.partition(b"\0")[0])
@@ -140,6 +154,20 @@ class OpeningAgainClears(MemoryStore):
         if self.is_open:
             self._index = Index()
         await super().open()
+
+
+class StaysHalfOpen(MemoryStore):
+    _opening = False
+
+    async def open(self) -> None:
+        if not self._opening:
+            self._opening = True
+            await anyio.lowlevel.checkpoint()
+            await super().open()
+
+    async def aclose(self) -> None:
+        self._opening = False
+        await super().aclose()
 
 
 class ClosingForgets(MemoryStore):
@@ -330,6 +358,8 @@ class StopsAtTheFirstConflict(MemoryStore):
 SABOTEURS: list[tuple[int, type[MemoryStore]]] = [
     (1, LastCreateWins),
     (2, LivesAtItsExpiry),
+    (2, GivesTheBornExpiredAMoment),
+    (2, RefusesTheBornExpired),
     (3, CutsAtNul),
     (3, HandsOutItsOwnRecord),
     (4, IgnoresTheRevision),
@@ -341,6 +371,7 @@ SABOTEURS: list[tuple[int, type[MemoryStore]]] = [
     (8, LeaksAKeyError),
     (9, WritesInTwoHalves),
     (10, OpeningAgainClears),
+    (10, StaysHalfOpen),
     (10, ClosingForgets),
     (10, WorksUnopened),
     (11, CachesForItself),
@@ -361,3 +392,10 @@ SABOTEURS: list[tuple[int, type[MemoryStore]]] = [
     (17, StopsAtTheFirstConflict),
 ]
 """Each saboteur and the one clause it breaks."""
+
+ONE_TEST: dict[type[MemoryStore], str] = {
+    GivesTheBornExpiredAMoment: "test_a_session_that_is_created_expired_is_absent_at_once",
+    RefusesTheBornExpired: "test_a_session_that_is_created_expired_is_absent_at_once",
+    StaysHalfOpen: "test_a_store_whose_opening_was_cancelled_can_be_opened",
+}
+"""The saboteurs that only one test of their clause finds, and which."""

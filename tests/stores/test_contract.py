@@ -26,6 +26,19 @@ class TestSharedMemoryStore(SessionStoreContract):
         return SharedMemoryStore(self.index, clock=clock, limits=limits)
 
 
+class PlainBatches(MemoryStore):
+    """Takes the verbs that the contract itself brings."""
+
+    get_sessions_batch = SessionStore.get_sessions_batch
+    update_sessions_batch = SessionStore.update_sessions_batch
+    add_frames = SessionStore.add_frames
+
+
+class TestPlainBatches(SessionStoreContract):
+    async def make_store(self, clock: FakeClock, limits: StoreLimits) -> SessionStore:
+        return PlainBatches(clock=clock, limits=limits)
+
+
 async def make_memory_store(clock: FakeClock, limits: StoreLimits) -> SessionStore:
     return MemoryStore(clock=clock, limits=limits)
 

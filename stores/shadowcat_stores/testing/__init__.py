@@ -27,7 +27,9 @@ time to pass, and each cites the clause it is for. `store_state_machine` drives 
 of one side by side.
 
 What the suite cannot see from outside, a store's own tests have to show: that a client object passed in is
-not closed (clause 10), and that an outage of the backend is `StoreUnavailable` (clause 8).
+not closed (clause 10), that an outage of the backend is `StoreUnavailable` (clause 8), and that an `open`
+which failed leaves the store closed and succeeds once the backend is mended (clause 10). The suite itself
+cancels openings, at every step.
 """
 
 # ruff: noqa: E402 - the tests have to be registered for pytest's rewriting of asserts before their import

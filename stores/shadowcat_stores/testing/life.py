@@ -224,6 +224,19 @@ class LifeClauses(ContractBase):
         assert store.is_open is False
 
     @clause(10)
+    async def test_a_store_whose_opening_was_cancelled_can_be_opened(self, clock: FakeClock) -> None:
+        stores = [await self.make_store(clock, StoreLimits())]
+        async for _ in cancelled_at_each_step(lambda: stores[-1].open()):
+            store = stores[-1]
+            if not store.is_open:
+                await self._assert_unavailable(store)
+            async with store:
+                created = await store.create_session(new_session(clock, f"s{len(stores)}"))
+                assert await store.get_session(created.id) == created
+            assert store.is_open is False
+            stores.append(await self.make_store(clock, StoreLimits()))
+
+    @clause(10)
     async def test_what_was_stored_is_there_when_a_closed_store_is_opened_again(
         self, clock: FakeClock
     ) -> None:

@@ -83,6 +83,26 @@ class SessionClauses(ContractBase):
         assert created.principal == "latter"
 
     @clause(2)
+    @pytest.mark.parametrize("ttl", [0.0, -1.0, -1e6, -4e9])
+    async def test_a_session_that_is_created_expired_is_absent_at_once(
+        self, clock: FakeClock, ttl: float
+    ) -> None:
+        async with await self.make_store(clock, StoreLimits(sessions=3)) as store:
+            other = await store.create_session(new_session(clock, "other", ttl=1e6))
+            record = new_session(clock, ttl=ttl, labels={"a": "1"})
+            for _ in range(3):
+                assert await store.create_session(record) == replace(record, revision=1)
+                assert await store.get_session("session-1") is None
+                assert await list_all(store) == [other]
+                assert await store.count_sessions() == 1
+            assert await store.create_session(record) == replace(record, revision=1)
+            created = await store.create_session(new_session(clock, ttl=60))
+            assert await store.get_session("session-1") == created
+            with pytest.raises(SessionExists):
+                await store.create_session(record)
+            assert await list_all(store) == [other, created]
+
+    @clause(2)
     async def test_an_expired_session_no_longer_counts(self, clock: FakeClock) -> None:
         async with await self.make_store(clock, StoreLimits(sessions=2)) as store:
             await store.create_session(new_session(clock, "brief", ttl=60))
