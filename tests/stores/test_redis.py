@@ -23,8 +23,8 @@ from shadowcat_stores import (
     StoreUnavailable,
     Window,
 )
-from shadowcat_stores._redis_index import RESERVED_FOR, Entry
-from shadowcat_stores._redis_wire import Call
+from shadowcat_stores._redis.index import RESERVED_FOR, Entry
+from shadowcat_stores._redis.wire import Call
 from shadowcat_stores.redis import RedisStore
 from shadowcat_stores.testing import FakeClock, SessionStoreContract, store_state_machine
 from shadowcat_stores.testing.harness import add_raws, list_all, new_frame, new_session, raws, seqs, take

@@ -16,7 +16,7 @@ from redis.asyncio import RedisCluster
 from redis.crc import key_slot
 
 from shadowcat_stores import SessionStore, StoreLimits, StoreUnavailable
-from shadowcat_stores._redis_servers import ClusterServer
+from shadowcat_stores._redis.servers import ClusterServer
 from shadowcat_stores.redis import RedisStore
 from shadowcat_stores.testing import FakeClock, SessionStoreContract
 from shadowcat_stores.testing.harness import add_raws, new_frame, new_session, raws, together

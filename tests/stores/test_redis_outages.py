@@ -14,8 +14,8 @@ from redis import exceptions
 
 from shadowcat_stores import Frame, StoreUnavailable
 from shadowcat_stores import redis as documented
-from shadowcat_stores._redis_errors import unavailable
-from shadowcat_stores._redis_wire import Call, Line
+from shadowcat_stores._redis.errors import unavailable
+from shadowcat_stores._redis.wire import Call, Line
 from shadowcat_stores.redis import RedisStore
 from shadowcat_stores.testing import FakeClock
 from shadowcat_stores.testing.harness import add_raws, new_frame, new_session, raws, seqs, take
@@ -294,7 +294,7 @@ async def test_a_node_of_a_cluster_is_said_to_be_one(clock: FakeClock) -> None:
 async def test_following_goes_on_after_the_server_hung(
     own_redis: RedisServer, brief: RedisStore, clock: FakeClock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("shadowcat_stores._redis_tape._AGAIN", 0.01)
+    monkeypatch.setattr("shadowcat_stores._redis.tape._AGAIN", 0.01)
     await brief.create_session(new_session(clock))
     await add_raws(brief, b"1")
     async with aclosing(brief.follow_frames("session-1")) as frames:

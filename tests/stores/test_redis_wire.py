@@ -16,7 +16,7 @@ import redis as redis_py
 from redis.asyncio import Redis
 
 from shadowcat_stores import Frame, StoreUnavailable
-from shadowcat_stores._redis_news import SAFETY
+from shadowcat_stores._redis.news import SAFETY
 from shadowcat_stores.redis import RedisStore
 from shadowcat_stores.testing import FakeClock
 from shadowcat_stores.testing.harness import add_raws, new_frame, new_session, raws, take
@@ -25,7 +25,7 @@ from tests.support.redis import RedisServer, connections, relay, until
 OTHER_PROCESS = """
 import anyio, sys, time
 from shadowcat_stores import Session, Frame, MessageEnvelope
-from shadowcat_stores._redis_news import SAFETY
+from shadowcat_stores._redis.news import SAFETY
 from shadowcat_stores.redis import RedisStore
 
 async def main():
@@ -254,7 +254,7 @@ async def test_who_does_not_hear_of_a_frame_finds_it_all_the_same(
 ) -> None:
     await store.create_session(new_session(clock))
     monkeypatch.setattr(store._connected().news, "_heard", lambda channel: None)
-    monkeypatch.setattr("shadowcat_stores._redis_news.Listener.wait.__defaults__", (0.01,))
+    monkeypatch.setattr("shadowcat_stores._redis.news.Listener.wait.__defaults__", (0.01,))
     async with aclosing(store.follow_frames("session-1")) as frames, anyio.create_task_group() as tasks:
         tasks.start_soon(partial(add_raws, store, b"1"))
         with anyio.fail_after(4):

@@ -16,7 +16,7 @@ from collections.abc import Callable, Sequence
 from contextlib import suppress
 from typing import Any, NamedTuple, Protocol, cast
 
-from shadowcat_stores._redis_driver import (
+from shadowcat_stores._redis.driver import (
     AbstractConnection,
     ExecAbortError,
     RedisConnectionError,
@@ -24,7 +24,7 @@ from shadowcat_stores._redis_driver import (
     ResponseError,
     pack_command,
 )
-from shadowcat_stores._redis_scripts import Command
+from shadowcat_stores._redis.scripts import Command
 
 Reply = Any
 """What the server said: a value, or the exception that stands for its refusal."""

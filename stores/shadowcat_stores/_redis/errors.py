@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import Final
 
-from shadowcat_stores._redis_driver import RedisClusterException, RedisConnectionError
-from shadowcat_stores._redis_wire import Silent
+from shadowcat_stores._redis.driver import RedisClusterException, RedisConnectionError
+from shadowcat_stores._redis.wire import Silent
 from shadowcat_stores.errors import StoreUnavailable
 
 _WORDS: Final = {

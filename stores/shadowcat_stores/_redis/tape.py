@@ -7,12 +7,12 @@ from collections.abc import AsyncGenerator, Sequence
 from itertools import chain
 from typing import Final, NamedTuple
 
-from shadowcat_stores._redis_base import RedisBase
-from shadowcat_stores._redis_errors import unavailable
-from shadowcat_stores._redis_packing import pack, unpack
-from shadowcat_stores._redis_scripts import APPEND, FORGET
-from shadowcat_stores._redis_wire import Call, transaction
-from shadowcat_stores._redis_writes import Write, next_of_each
+from shadowcat_stores._redis.base import RedisBase
+from shadowcat_stores._redis.errors import unavailable
+from shadowcat_stores._redis.packing import pack, unpack
+from shadowcat_stores._redis.scripts import APPEND, FORGET
+from shadowcat_stores._redis.wire import Call, transaction
+from shadowcat_stores._redis.writes import Write, next_of_each
 from shadowcat_stores.errors import SessionNotFound, StoreUnavailable
 from shadowcat_stores.records import Frame, Window
 

@@ -16,7 +16,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Final, NamedTuple
 
-from shadowcat_stores._redis_scripts import Command, Script
+from shadowcat_stores._redis.scripts import Command, Script
 
 RESERVED_FOR: Final = 10.0
 """Seconds after which a reservation lapses; a create is over long before."""

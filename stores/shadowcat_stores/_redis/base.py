@@ -10,13 +10,13 @@ from collections.abc import AsyncIterator, Coroutine, Sequence
 from contextlib import asynccontextmanager
 from typing import Any, ClassVar, Final, Self, TypeVar
 
-from shadowcat_stores._redis_errors import unavailable
-from shadowcat_stores._redis_index import Index
-from shadowcat_stores._redis_scripts import Command
-from shadowcat_stores._redis_servers import Server
-from shadowcat_stores._redis_urls import Client, read_url, server_of_client, server_of_url
-from shadowcat_stores._redis_wire import Call, Reply
-from shadowcat_stores._redis_writes import Writes
+from shadowcat_stores._redis.errors import unavailable
+from shadowcat_stores._redis.index import Index
+from shadowcat_stores._redis.scripts import Command
+from shadowcat_stores._redis.servers import Server
+from shadowcat_stores._redis.urls import Client, read_url, server_of_client, server_of_url
+from shadowcat_stores._redis.wire import Call, Reply
+from shadowcat_stores._redis.writes import Writes
 from shadowcat_stores.base import Clock, SessionStore
 from shadowcat_stores.errors import StoreUnavailable
 from shadowcat_stores.records import StoreLimits

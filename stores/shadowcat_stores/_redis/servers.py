@@ -10,7 +10,7 @@ from collections.abc import Awaitable, Callable, Sequence
 from contextlib import suppress
 from typing import Final, cast
 
-from shadowcat_stores._redis_driver import (
+from shadowcat_stores._redis.driver import (
     AbstractConnection,
     AskError,
     ClusterNode,
@@ -23,9 +23,9 @@ from shadowcat_stores._redis_driver import (
     RedisConnectionError,
     ResponseError,
 )
-from shadowcat_stores._redis_news import News
-from shadowcat_stores._redis_scripts import in_full
-from shadowcat_stores._redis_wire import Call, Line, Reply, Source
+from shadowcat_stores._redis.news import News
+from shadowcat_stores._redis.scripts import in_full
+from shadowcat_stores._redis.wire import Call, Line, Reply, Source
 
 _REDIRECTIONS: Final = 5
 
