@@ -20,7 +20,7 @@ from shadowcat_stores.redis import RedisStore
 from shadowcat_stores.testing import FakeClock
 from shadowcat_stores.testing.harness import add_raws, new_frame, new_session, raws, seqs, take
 from shadowcat_stores.testing.verbs import VERBS, answer
-from tests.support.redis import RedisServer, redis_server, until
+from tests.support.redis import RedisServer, until
 
 BRIEF = 0.3
 
@@ -218,18 +218,6 @@ async def test_a_server_that_cannot_save_says_so(
     await brief.create_session(new_session(clock))
 
 
-async def test_credentials_that_are_missing_or_wrong_are_said_to_be() -> None:
-    with redis_server() as server:
-        with server.client() as client:
-            client.config_set("requirepass", "right")
-        for credentials in ("", ":wrong@", "me:right@"):
-            with pytest.raises(StoreUnavailable, match="mend the user name and password") as raised:
-                await RedisStore(f"redis://{credentials}{server.address}").open()
-            assert "wrong" not in str(raised.value)
-        async with RedisStore(f"redis://:right@{server.address}") as store:
-            await store.ping()
-
-
 async def test_the_documented_acl_is_enough(own_redis: RedisServer, clock: FakeClock) -> None:
     commands = "+@read +@write +@scripting +@pubsub +@transaction +@connection +info"
     assert commands in " ".join((documented.__doc__ or "").split())
@@ -272,6 +260,7 @@ async def test_the_documented_acl_is_enough(own_redis: RedisServer, clock: FakeC
         (exceptions.ResponseError("ERR Error running script: @user_script: 3: -OOM command"), "maxmemory"),
         (exceptions.ResponseError("ERR @user_script: 3: -READONLY You can't write"), "the primary"),
         (exceptions.ResponseError("ERR something new"), "something new"),
+        (exceptions.TryAgainError("7 127.0.0.1:1"), "moving the session's slot"),
         (exceptions.RedisClusterException("no nodes"), "see whether it runs"),
         (OSError("no route"), "see whether it runs"),
         (TimeoutError(), "in time"),
@@ -281,11 +270,6 @@ async def test_the_documented_acl_is_enough(own_redis: RedisServer, clock: FakeC
 def test_each_error_says_what_to_do(error: Exception, says: str) -> None:
     with pytest.raises(StoreUnavailable, match=says):
         raise unavailable(error)
-
-
-async def test_a_node_of_a_cluster_is_said_to_be_one(clock: FakeClock) -> None:
-    with redis_server("cluster-enabled yes") as node, pytest.raises(StoreUnavailable, match="cluster"):
-        await RedisStore(node.url, clock=clock).open()
 
 
 # -- following ----------------------------------------------------------------------------------------

@@ -22,6 +22,7 @@ from shadowcat_stores._redis.driver import (
     RedisCluster,
     RedisConnectionError,
     ResponseError,
+    TryAgainError,
 )
 from shadowcat_stores._redis.news import News
 from shadowcat_stores._redis.scripts import in_full
@@ -124,7 +125,9 @@ class ClusterServer(Server):
                     _ = await self._client.initialize()
                     todo = await self._run_once(calls, todo, answers)
                     if not todo:
-                        break
+                        return answers
+            for place in todo:
+                answers[place] = TryAgainError(str(answers[place]))
         except Exception as error:  # noqa: BLE001 - the client's own errors have no common root
             for place in todo:
                 answers[place] = error
