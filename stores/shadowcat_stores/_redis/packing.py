@@ -91,6 +91,11 @@ def _pack(frame: Frame) -> bytes:
     )
 
 
+def seq_of(entry_id: bytes) -> int:
+    """Return the seq of the entry's last frame."""
+    return int(entry_id.partition(b"-")[0])
+
+
 def unpack(session_id: str, entry_id: bytes, fields: Sequence[bytes]) -> list[Frame]:
     """Return the frames of an entry; it is under the seq of its last one.
 
@@ -99,7 +104,7 @@ def unpack(session_id: str, entry_id: bytes, fields: Sequence[bytes]) -> list[Fr
     """
     sizes, packed = fields[1], fields[3]
     count = len(sizes) // 8
-    first = int(entry_id.partition(b"-")[0]) - count + 1
+    first = seq_of(entry_id) - count + 1
     # The frames lie there one after the other: with the head of an array before them they are one.
     try:
         found = _decode(b"\xdd" + count.to_bytes(4, "big") + packed)
