@@ -72,7 +72,8 @@ class TapeVerbs(RedisBase):
         written = self._writes.of(frames)
         try:
             while todo := next_of_each(written):
-                answers = await server.run([self._appending(each, write, keep) for each, write in todo])
+                said = self._said_to_all(keep)
+                answers = await server.run([self._appending(each, write, said) for each, write in todo])
                 failed: Exception | None = None
                 for (_, write), answer in zip(todo, answers, strict=True):
                     if isinstance(answer, Exception):
@@ -86,27 +87,26 @@ class TapeVerbs(RedisBase):
             raise
         return written
 
-    def _appending(self, session_id: str, write: Write, keep: Window | None) -> Call:
-        keys = self._keys(session_id)
+    def _said_to_all(self, keep: Window | None) -> tuple[str | int, ...]:
+        """Return the first arguments of APPEND, which are the same for each session."""
         limits = self.limits
+        return (
+            repr(self.clock()),
+            _least(limits.frames, None if keep is None else keep.frames),
+            _least(limits.frame_bytes, None if keep is None else keep.bytes),
+            "" if limits.streams is None else limits.streams,
+            self._writes.writer,
+        )
+
+    def _appending(self, session_id: str, write: Write, said: tuple[str | int, ...]) -> Call:
+        keys = self._keys(session_id)
         concerned = [
             value
             for place, frame in enumerate(write.frames, 1)
             if frame.stream is not None
             for value in _concern(place, frame.stream, frame)
         ]
-        command = APPEND(
-            keys,
-            repr(self.clock()),
-            _least(limits.frames, None if keep is None else keep.frames),
-            _least(limits.frame_bytes, None if keep is None else keep.bytes),
-            "" if limits.streams is None else limits.streams,
-            self._writes.writer,
-            write.number,
-            len(concerned) // 5,
-            *concerned,
-            *pack(write.frames),
-        )
+        command = APPEND(keys, *said, write.number, len(concerned) // 5, *concerned, *pack(write.frames))
         return Call(keys[0], (command,))
 
     async def delete_frames(self, session_id: str) -> int:
