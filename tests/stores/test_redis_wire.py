@@ -122,6 +122,7 @@ async def test_a_recorder_whose_write_timed_out_stores_it_once(
     async with RedisStore(own_redis.url, clock=clock, timeout=0.1) as store:
         for session_id in ("a", "b"):
             await store.create_session(new_session(clock, session_id, ttl=1e6))
+        await add_raws(store, b"before", session_id="a")  # So that the server has the script.
         recorder = Recorder(store, Settings(tape="full", record_window=0.001), counters := Counters())
         recorder.client_sent("a", messages[:2])
         recorder.client_sent("b", messages[2:4])
@@ -136,7 +137,7 @@ async def test_a_recorder_whose_write_timed_out_stores_it_once(
         recorder.client_sent("b", messages[6:])
         await recorder.stop()
         assert (recorder.waiting, counters.frames_recorded, counters.frames_dropped) == (0, 7, 0)
-        assert raws(await store.get_frames("a")) == [b"0", b"1", b"4", b"5"]
+        assert raws(await store.get_frames("a")) == [b"before", b"0", b"1", b"4", b"5"]
         assert raws(await store.get_frames("b")) == [b"2", b"3", b"6"]
 
 
