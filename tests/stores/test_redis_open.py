@@ -178,6 +178,13 @@ async def test_an_acl_that_forbids_what_is_needed_is_said_to(own_redis: RedisSer
     assert "ACL" in str(error)
 
 
+async def test_a_server_that_does_not_say_what_it_is_is_used(own_redis: RedisServer) -> None:
+    with own_redis.client() as client:
+        client.execute_command("ACL", "SETUSER", "me", "on", ">p", "~*", "&*", "+@all", "-info")
+    async with RedisStore(f"redis://me:p@{own_redis.address}") as store:
+        await store.ping()
+
+
 async def test_a_certificate_that_is_not_trusted_is_said_to_be(redis: RedisServer, tmp_path: Path) -> None:
     context, known_by = server_context(tmp_path)
     async with relay(redis, context) as network:
