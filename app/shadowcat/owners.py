@@ -72,9 +72,7 @@ class Owners:
             await self._store.create_session(record)
             self.id = name
             if was:
-                logger.warning(
-                    "this replica was silent for longer than its lease: others may take its streams"
-                )
+                logger.warning("this replica was silent for too long: others may take its streams over")
                 self.on_loss()
 
     async def claim(self, session_id: str, stream: str) -> int | None:

@@ -33,11 +33,11 @@ from typing import Any
 import msgspec
 from msgspec.structs import replace
 
-from shadowcat_stores._redis_index import Entry, ttl_ms
-from shadowcat_stores._redis_scripts import CREATE, DELETE, TOUCH, UPDATE, Command
-from shadowcat_stores._redis_streams import StreamVerbs
-from shadowcat_stores._redis_tape import TapeVerbs
-from shadowcat_stores._redis_wire import Call
+from shadowcat_stores._redis.index import Entry, ttl_ms
+from shadowcat_stores._redis.scripts import CREATE, DELETE, TOUCH, UPDATE, Command
+from shadowcat_stores._redis.streams import StreamVerbs
+from shadowcat_stores._redis.tape import TapeVerbs
+from shadowcat_stores._redis.wire import Call
 from shadowcat_stores.errors import (
     SessionConflict,
     SessionExists,

@@ -6,7 +6,9 @@ import asyncio
 import gc
 import logging
 import os
-from collections.abc import Iterator
+from collections.abc import Awaitable, Callable, Iterator, Sequence
+from functools import partial
+from typing import Any
 from uuid import uuid4
 
 import anyio
@@ -16,6 +18,7 @@ import redis as redis_py
 from redis.crc import key_slot
 
 from shadowcat_stores import (
+    Frame,
     SessionExists,
     SessionStore,
     StoreFull,
@@ -23,8 +26,9 @@ from shadowcat_stores import (
     StoreUnavailable,
     Window,
 )
-from shadowcat_stores._redis_index import RESERVED_FOR, Entry
-from shadowcat_stores._redis_wire import Call
+from shadowcat_stores._redis.index import RESERVED_FOR, Entry
+from shadowcat_stores._redis.tape import Tape
+from shadowcat_stores._redis.wire import Call
 from shadowcat_stores.redis import RedisStore
 from shadowcat_stores.testing import FakeClock, SessionStoreContract, store_state_machine
 from shadowcat_stores.testing.harness import add_raws, list_all, new_frame, new_session, raws, seqs, take
@@ -372,6 +376,85 @@ async def test_a_number_that_cannot_be_stored_is_a_value_error(store: RedisStore
     with pytest.raises(ValueError, match="64 bits"):
         await store.add_frame(new_frame(at=2**64))
     assert await add_raws(store, b"1") == [1]
+
+
+@pytest.mark.parametrize(
+    ("asked", "seqs_found", "entries"),
+    [
+        ({"limit": 1}, range(1, 2), 1),
+        ({"limit": 100}, range(1, 101), 2),
+        ({"limit": 1_000}, range(1, 1_001), 14),
+        ({"limit": 150, "after": 950}, range(951, 1_101), 2),
+        ({"limit": 10, "after": 3_995}, range(3_996, 4_001), 1),
+        ({"limit": 3, "stream": "even"}, range(2, 7, 2), 2),
+        ({"limit": 200, "stream": "even", "after": 2_000}, range(2_002, 2_401, 2), 6),
+        ({"limit": 1, "stream": "none"}, (), 40),
+    ],
+)
+async def test_a_page_of_a_large_tape_reads_little_more_than_the_page(
+    store: RedisStore,
+    clock: FakeClock,
+    client: redis_py.Redis,
+    asked: dict[str, Any],
+    seqs_found: Sequence[int],
+    entries: int,
+) -> None:
+    await store.create_session(new_session(clock))
+    frames = [new_frame(b"x" * 600, stream=("even", "odd")[number % 2]) for number in range(1, 101)]
+    for _ in range(40):
+        await store.add_frames(frames)
+    entry = (client.memory_usage(store._keys("session-1")[1], samples=0) or 0) / 40
+    before = client.info("stats")["total_net_output_bytes"]
+    assert seqs(await store.get_frames("session-1", **asked)) == list(seqs_found)
+    read = client.info("stats")["total_net_output_bytes"] - before
+    assert (entries - 1) * entry < read < (entries + 0.5) * entry
+
+
+@pytest.mark.parametrize("packed", [1, 3, 10])
+async def test_pages_of_any_size_make_up_the_tape(store: RedisStore, clock: FakeClock, packed: int) -> None:
+    await store.create_session(new_session(clock))
+    for first in range(0, 60, packed):
+        await add_raws(store, *(b"%d" % number for number in range(first, first + packed)))
+    for limit in (1, 7, 60, 61):
+        found: list[Frame] = []
+        while page := await store.get_frames("session-1", after=len(found), limit=limit):
+            found += page
+        assert raws(found) == [b"%d" % number for number in range(60)]
+
+
+async def test_a_page_is_as_the_tape_was_when_it_was_last_looked_at(
+    store: RedisStore, clock: FakeClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await store.create_session(new_session(clock))
+    for number in range(20):
+        await add_raws(store, b"%d" % number)
+    meanwhile: list[Callable[[], Awaitable[object]]] = []
+    read = store._read
+
+    async def read_slowly(*arguments: Any) -> Tape | None:
+        tape = await read(*arguments)
+        while meanwhile:
+            await meanwhile.pop(0)()
+        return tape
+
+    monkeypatch.setattr(store, "_read", read_slowly)
+    meanwhile.append(partial(store.add_frame, new_frame(b"20"), keep=Window(frames=16)))
+    assert seqs(await store.get_frames("session-1", limit=10)) == list(range(6, 16))
+    meanwhile.append(partial(store.delete_frames, "session-1"))
+    assert await store.get_frames("session-1", limit=10) == []
+    await add_raws(store, b"21", b"22", b"23")
+    await add_raws(store, b"24")
+    await add_raws(store, b"25")
+    meanwhile += [
+        partial(store.delete_session, "session-1"),
+        partial(store.create_session, new_session(clock)),
+        partial(add_raws, store, b"of another"),
+    ]
+    assert raws(await store.get_frames("session-1", limit=10)) == [b"of another"]
+    await add_raws(store, b"1")
+    await add_raws(store, b"2")
+    meanwhile.append(partial(store.delete_session, "session-1"))
+    assert await store.get_frames("session-1", limit=10) == []
 
 
 @pytest.mark.parametrize("after", [-5, 2**80])

@@ -16,7 +16,7 @@ from redis.asyncio import RedisCluster
 from redis.crc import key_slot
 
 from shadowcat_stores import SessionStore, StoreLimits, StoreUnavailable
-from shadowcat_stores._redis_servers import ClusterServer
+from shadowcat_stores._redis.servers import ClusterServer
 from shadowcat_stores.redis import RedisStore
 from shadowcat_stores.testing import FakeClock, SessionStoreContract
 from shadowcat_stores.testing.harness import add_raws, new_frame, new_session, raws, together
@@ -128,6 +128,22 @@ async def test_a_slot_that_moved_is_found(
         old_owner = cluster_command(cluster[1], "MYID")
         for node in (cluster[1], cluster[2], cluster[0]):
             cluster_command(node, "SETSLOT", slot, "NODE", old_owner)
+
+
+async def test_a_slot_that_moves_on_and_on_is_not_followed_for_ever(
+    cluster: list[RedisServer], clustered: RedisStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("shadowcat_stores._redis.servers._REDIRECTIONS", 1)
+    (session_id,) = ids_on(clustered, 1)
+    slot = key_slot(clustered._keys(session_id)[0].encode())
+    owners = [cluster_command(node, "MYID") for node in cluster]
+    assert await clustered.get_session(session_id) is None
+    for owner in (owners[2], owners[1]):
+        for node in (cluster[2], cluster[1], cluster[0]):
+            cluster_command(node, "SETSLOT", slot, "NODE", owner)
+        with pytest.raises(StoreUnavailable, match="try again when that is done"):
+            await clustered.get_session(session_id)
+        assert await clustered.get_session(session_id) is None
 
 
 async def test_a_slot_on_the_move_is_followed_as_far_as_it_can_be(

@@ -7,6 +7,7 @@ import subprocess
 import sys
 from contextlib import aclosing
 from functools import partial
+from pathlib import Path
 from uuid import uuid4
 
 import anyio
@@ -15,17 +16,21 @@ import pytest
 import redis as redis_py
 from redis.asyncio import Redis
 
-from shadowcat_stores import Frame, StoreUnavailable
-from shadowcat_stores._redis_news import SAFETY
+from shadowcat.counters import Counters
+from shadowcat.recorder import Recorder
+from shadowcat.settings import Settings
+from shadowcat_stores import Frame, MessageEnvelope, StoreUnavailable
+from shadowcat_stores._redis.news import SAFETY
 from shadowcat_stores.redis import RedisStore
 from shadowcat_stores.testing import FakeClock
 from shadowcat_stores.testing.harness import add_raws, new_frame, new_session, raws, take
 from tests.support.redis import RedisServer, connections, relay, until
+from tests.support.tls import server_context
 
 OTHER_PROCESS = """
 import anyio, sys, time
 from shadowcat_stores import Session, Frame, MessageEnvelope
-from shadowcat_stores._redis_news import SAFETY
+from shadowcat_stores._redis.news import SAFETY
 from shadowcat_stores.redis import RedisStore
 
 async def main():
@@ -99,14 +104,56 @@ async def test_a_repeated_write_is_answered_as_the_first_time(store: RedisStore,
         clock.advance(1)
     frames = [new_frame(stream="t", token=token) for token in (2, 1, 2)]
     (write,) = store._writes.of(frames)["session-1"]
-    first = await store._ask(store._appending("session-1", write, None))
+    first = await store._ask(store._appending("session-1", write, store._said_to_all(None)))
     assert first == b"1 2"
     # Those that came in between do not matter, as long as they are few.
     await add_raws(store, b"x", b"y", b"z")
-    assert await store._ask(store._appending("session-1", write, None)) == first
+    assert await store._ask(store._appending("session-1", write, store._said_to_all(None))) == first
     assert len(await store.get_frames("session-1")) == 5
     await add_raws(store, b"x")
-    assert await store._ask(store._appending("session-1", write, None)) == b"7 2"
+    assert await store._ask(store._appending("session-1", write, store._said_to_all(None))) == b"7 2"
+
+
+async def test_a_recorder_whose_write_timed_out_stores_it_once(
+    own_redis: RedisServer, clock: FakeClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("shadowcat.recorder._RETRY_EVERY", 0.0)
+    messages = [MessageEnvelope(b"%d" % number, "notification") for number in range(7)]
+    async with RedisStore(own_redis.url, clock=clock, timeout=0.1) as store:
+        for session_id in ("a", "b"):
+            await store.create_session(new_session(clock, session_id, ttl=1e6))
+        await add_raws(store, b"before", session_id="a")  # So that the server has the script.
+        recorder = Recorder(store, Settings(tape="full", record_window=0.001), counters := Counters())
+        recorder.client_sent("a", messages[:2])
+        recorder.client_sent("b", messages[2:4])
+        own_redis.pause()
+        for _ in range(3):
+            await recorder.flush()
+            assert recorder.waiting == 4
+        # What came meanwhile goes out with the same batch. The server executes late what it has got.
+        recorder.client_sent("a", messages[4:6])
+        own_redis.resume()
+        recorder.start()
+        recorder.client_sent("b", messages[6:])
+        await recorder.stop()
+        assert (recorder.waiting, counters.frames_recorded, counters.frames_dropped) == (0, 7, 0)
+        assert raws(await store.get_frames("a")) == [b"before", b"0", b"1", b"4", b"5"]
+        assert raws(await store.get_frames("b")) == [b"2", b"3", b"6"]
+
+
+async def test_large_frames_are_sent_whole(
+    redis: RedisServer, clock: FakeClock, client: redis_py.Redis, tmp_path: Path
+) -> None:
+    context, known_by = server_context(tmp_path)
+    async with relay(redis, context) as network:
+        for url in (redis.url, f"rediss://localhost:{network.port}?ssl_ca_certs={known_by}"):
+            async with RedisStore(url, prefix=f"test-{uuid4()}:", clock=clock) as store:
+                await store.create_session(new_session(clock))
+                client.script_flush()  # So that they are sent twice.
+                sizes = [1, 40_000, 40_000, 300_000, 1, 3_000, 1_000_000, 2]
+                frames = [new_frame(b"%d" % place * size) for place, size in enumerate(sizes)]
+                assert await store.add_frames(frames) == list(range(1, 9))
+                assert raws(await store.get_frames("session-1")) == [each.envelope.raw for each in frames]
 
 
 async def test_scripts_that_the_server_lost_are_sent_again(
@@ -254,7 +301,7 @@ async def test_who_does_not_hear_of_a_frame_finds_it_all_the_same(
 ) -> None:
     await store.create_session(new_session(clock))
     monkeypatch.setattr(store._connected().news, "_heard", lambda channel: None)
-    monkeypatch.setattr("shadowcat_stores._redis_news.Listener.wait.__defaults__", (0.01,))
+    monkeypatch.setattr("shadowcat_stores._redis.news.Listener.wait.__defaults__", (0.01,))
     async with aclosing(store.follow_frames("session-1")) as frames, anyio.create_task_group() as tasks:
         tasks.start_soon(partial(add_raws, store, b"1"))
         with anyio.fail_after(4):

@@ -166,11 +166,13 @@ async def until(condition: Callable[[], object]) -> None:
 
 
 class Relay:
-    """A network between a store and its server, which can lose what the server says."""
+    """A network between a store and its server, which can lose what the server says, or alter it."""
 
     def __init__(self, server: RedisServer) -> None:
         self.port = 0
         self.loses_replies = False
+        self.alters = (b"", b"")
+        """What the server says, and as many bytes in its place."""
         self._server = server
 
     async def pass_on(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -181,7 +183,7 @@ class Relay:
             while data := await from_server.read(65536):
                 if self.loses_replies:
                     break
-                writer.write(data)
+                writer.write(data.replace(*self.alters))
         finally:
             there.cancel()
             to_server.close()

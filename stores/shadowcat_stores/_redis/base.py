@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import re
 import time
 import warnings
 from collections.abc import AsyncIterator, Coroutine, Sequence
@@ -12,15 +13,15 @@ from typing import Any, ClassVar, Final, Self, TypeVar
 
 import anyio
 
-from shadowcat_stores._redis_errors import unavailable
-from shadowcat_stores._redis_index import Index
-from shadowcat_stores._redis_scripts import Command
-from shadowcat_stores._redis_servers import Server
-from shadowcat_stores._redis_urls import Client, read_url, server_of_client, server_of_url
-from shadowcat_stores._redis_wire import Call, Reply
-from shadowcat_stores._redis_writes import Writes
+from shadowcat_stores._redis.errors import FOREIGN, not_opened, unavailable
+from shadowcat_stores._redis.index import Index
+from shadowcat_stores._redis.scripts import Command
+from shadowcat_stores._redis.servers import Server
+from shadowcat_stores._redis.urls import Client, read_url, server_of_client, server_of_url
+from shadowcat_stores._redis.wire import Call, Reply, transaction
+from shadowcat_stores._redis.writes import Writes
 from shadowcat_stores.base import Clock, SessionStore
-from shadowcat_stores.errors import StoreUnavailable
+from shadowcat_stores.errors import StoreUnavailable, StoreUnusable
 from shadowcat_stores.records import StoreLimits
 
 T = TypeVar("T")
@@ -30,6 +31,9 @@ logger = logging.getLogger("shadowcat.stores.redis")
 PREFIX: Final = "shadowcat:"
 TIMEOUT: Final = 2.0
 _PROBE_MS: Final = 1_000
+_OLDEST: Final = (6, 2)
+"""The version of Redis that the scripts and commands are of; Valkey says which one it is equal to."""
+
 _AT_ONCE: Final = 1_000
 """How many replies the event loop is busy with before others have their turn: some 5 ms."""
 
@@ -95,7 +99,9 @@ class RedisBase(SessionStore):
         """Connect, and see whether the server takes writes; warn where it may evict live sessions.
 
         Raises:
-            StoreUnavailable: it cannot be reached, or takes no writes; the message says what to do.
+            StoreUnavailable: it cannot be reached, or takes no writes; the message says what to do. The store
+                is closed as before, and `open` may be called again.
+            StoreUnusable: no waiting heals it: credentials, an ACL, a certificate, an old server, other data.
         """
         if self.is_open:
             return
@@ -111,10 +117,19 @@ class RedisBase(SessionStore):
         await super().open()
 
     async def _look_at(self, server: Server) -> None:
-        answers = await server.run([self._probe(), Call(self._index.key, (("INFO", "memory"),))])
-        if isinstance(answers[0], Exception):
-            raise unavailable(answers[0])
-        if isinstance(answers[1], bytes) and _may_evict(answers[1]):
+        key = self._index.key
+        infos = [Call(key, (("INFO", section),)) for section in ("server", "memory")]
+        asked = [self._probe(), transaction(key, *self._index.kinds()), *infos]
+        written, kinds, version, memory = await server.run(asked)
+        for answer in (written, kinds):
+            if isinstance(answer, Exception):
+                raise not_opened(answer) from answer
+        if self._index.is_foreign(kinds):
+            raise StoreUnusable(f"Redis cannot be used: {FOREIGN} (now {self.prefix!r})")
+        found = re.match(r"(\d+)\.(\d+)", _said(version).get(b"redis_version", b"").decode())
+        if found and (int(found[1]), int(found[2])) < _OLDEST:
+            raise StoreUnusable(f"Redis cannot be used: it is version {found[0]}, and 6.2 is needed or newer")
+        if _may_evict(_said(memory)):
             logger.warning(
                 "Redis may evict live sessions when its memory is full: set maxmemory-policy to noeviction"
             )
@@ -213,6 +228,12 @@ class RedisBase(SessionStore):
             task.exception()  # Retrieved: nobody waits for it any more where its caller was cancelled.
 
 
-def _may_evict(info: bytes) -> bool:
-    lines = dict(line.split(b":", 1) for line in info.splitlines() if b":" in line)
-    return lines.get(b"maxmemory", b"0") != b"0" and lines.get(b"maxmemory_policy") != b"noeviction"
+def _said(info: Reply) -> dict[bytes, bytes]:
+    """Return what INFO says; nothing where an ACL forbids it: the store works without."""
+    if not isinstance(info, bytes):
+        return {}
+    return dict(line.split(b":", 1) for line in info.splitlines() if b":" in line)
+
+
+def _may_evict(said: dict[bytes, bytes]) -> bool:
+    return said.get(b"maxmemory", b"0") != b"0" and said.get(b"maxmemory_policy") != b"noeviction"

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from typing import Any, Final, NamedTuple
 from urllib.parse import SplitResult, parse_qsl, unquote, urlencode, urlsplit, urlunsplit
 
-from shadowcat_stores._redis_driver import (
+from shadowcat_stores._redis.driver import (
     ClusterNode,
     ConnectionPool,
     NoBackoff,
@@ -19,7 +19,7 @@ from shadowcat_stores._redis_driver import (
     SSLConnection,
     parse_url,
 )
-from shadowcat_stores._redis_servers import ClusterServer, Server, SingleServer
+from shadowcat_stores._redis.servers import ClusterServer, Server, SingleServer
 from shadowcat_stores.records import StoreLimits
 
 Client = Redis | RedisCluster

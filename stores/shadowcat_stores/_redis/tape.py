@@ -7,17 +7,20 @@ from collections.abc import AsyncGenerator, Sequence
 from itertools import chain
 from typing import Final, NamedTuple
 
-from shadowcat_stores._redis_base import RedisBase
-from shadowcat_stores._redis_errors import unavailable
-from shadowcat_stores._redis_packing import pack, unpack
-from shadowcat_stores._redis_scripts import APPEND, FORGET
-from shadowcat_stores._redis_wire import Call, transaction
-from shadowcat_stores._redis_writes import Write, next_of_each
+from shadowcat_stores._redis.base import RedisBase
+from shadowcat_stores._redis.errors import unavailable
+from shadowcat_stores._redis.packing import pack, seq_of, unpack
+from shadowcat_stores._redis.scripts import APPEND, FORGET
+from shadowcat_stores._redis.wire import Call, transaction
+from shadowcat_stores._redis.writes import Write, next_of_each
 from shadowcat_stores.errors import SessionNotFound, StoreUnavailable
 from shadowcat_stores.records import Frame, Window
 
 _PAGE: Final = 32
 """How many entries of a tape one who follows it reads at once."""
+
+_FEW: Final = 2
+"""How many entries are read at first where few frames are wanted: one may hold a single frame, or 128."""
 
 _UNPACKED_AT_ONCE: Final = 8
 _LAST_SEQ: Final = 2**53
@@ -32,7 +35,10 @@ class Tape(NamedTuple):
     number: int
     """Of the session: another one under the same id has another."""
     frames: list[Frame]
-    more: bool
+    oldest: int
+    """The seq of the oldest frame that the tape had at that moment; what was before is trimmed."""
+    end: int | None
+    """The seq to go on after; `None` where there is no more."""
 
 
 class TapeVerbs(RedisBase):
@@ -66,7 +72,8 @@ class TapeVerbs(RedisBase):
         written = self._writes.of(frames)
         try:
             while todo := next_of_each(written):
-                answers = await server.run([self._appending(each, write, keep) for each, write in todo])
+                said = self._said_to_all(keep)
+                answers = await server.run([self._appending(each, write, said) for each, write in todo])
                 failed: Exception | None = None
                 for (_, write), answer in zip(todo, answers, strict=True):
                     if isinstance(answer, Exception):
@@ -80,27 +87,26 @@ class TapeVerbs(RedisBase):
             raise
         return written
 
-    def _appending(self, session_id: str, write: Write, keep: Window | None) -> Call:
-        keys = self._keys(session_id)
+    def _said_to_all(self, keep: Window | None) -> tuple[str | int, ...]:
+        """Return the first arguments of APPEND, which are the same for each session."""
         limits = self.limits
+        return (
+            repr(self.clock()),
+            _least(limits.frames, None if keep is None else keep.frames),
+            _least(limits.frame_bytes, None if keep is None else keep.bytes),
+            "" if limits.streams is None else limits.streams,
+            self._writes.writer,
+        )
+
+    def _appending(self, session_id: str, write: Write, said: tuple[str | int, ...]) -> Call:
+        keys = self._keys(session_id)
         concerned = [
             value
             for place, frame in enumerate(write.frames, 1)
             if frame.stream is not None
             for value in _concern(place, frame.stream, frame)
         ]
-        command = APPEND(
-            keys,
-            repr(self.clock()),
-            _least(limits.frames, None if keep is None else keep.frames),
-            _least(limits.frame_bytes, None if keep is None else keep.bytes),
-            "" if limits.streams is None else limits.streams,
-            self._writes.writer,
-            write.number,
-            len(concerned) // 5,
-            *concerned,
-            *pack(write.frames),
-        )
+        command = APPEND(keys, *said, write.number, len(concerned) // 5, *concerned, *pack(write.frames))
         return Call(keys[0], (command,))
 
     async def delete_frames(self, session_id: str) -> int:
@@ -116,11 +122,30 @@ class TapeVerbs(RedisBase):
         """Return the session's frames in seq order; none where the session is absent."""
         if limit is not None and limit < 1:
             raise ValueError(f"limit is {limit}: ask for at least 1")
-        # Each entry has a frame at least; those of one stream may be anywhere.
-        tape = await self._read(session_id, after, limit if stream is None else None)
-        if tape is None:
-            return []
-        return [frame for frame in tape.frames if stream in (None, frame.stream)][:limit]
+        if limit is not None:
+            async with self._in_time():
+                return await self._first(session_id, stream, after, limit)
+        tape = await self._read(session_id, after, None)
+        return [] if tape is None else [each for each in tape.frames if stream in (None, each.stream)]
+
+    async def _first(self, session_id: str, stream: str | None, after: int, limit: int) -> list[Frame]:
+        """Return up to `limit` frames. What is read for them is at most about twice what they are in."""
+        found: list[Frame] = []
+        number, seen, entries = None, after, _FEW
+        while True:
+            # Each entry has a frame at least; those of one stream may be anywhere.
+            most = entries if stream is not None else min(entries, limit - len(found))
+            tape = await self._read(session_id, seen, most)
+            if tape is None:
+                return []
+            if number not in (None, tape.number):
+                return await self._first(session_id, stream, after, limit)
+            # What was trimmed meanwhile goes, so that all is as it was when it was last looked at.
+            found = [each for each in found if each.seq >= tape.oldest]
+            found += [each for each in tape.frames if stream in (None, each.stream)]
+            if len(found) >= limit or tape.end is None:
+                return found[:limit]
+            number, seen, entries = tape.number, tape.end, 2 * entries
 
     async def _read(self, session_id: str, after: int, most: int | None) -> Tape | None:
         """Return the frames after a seq, those of `most` entries; `None` where the session is absent."""
@@ -134,13 +159,16 @@ class TapeVerbs(RedisBase):
         (expires, number, oldest), entries = await self._ask(call)
         if expires is None or float(expires) <= self.clock():
             return None
-        first = max(after + 1, int(oldest or 1))
+        first, end = int(oldest or 1), None
+        after = max(after, first - 1)
         frames: list[Frame] = []
         for place, (entry_id, fields) in enumerate(entries):
             if place % _UNPACKED_AT_ONCE == 0:
                 await asyncio.sleep(0)  # A long tape takes a while: others have their turn.
-            frames += [frame for frame in unpack(session_id, entry_id, fields) if frame.seq >= first]
-        return Tape(int(number), frames, more=len(entries) == most)
+            frames += [frame for frame in unpack(session_id, entry_id, fields) if frame.seq > after]
+        if len(entries) == most:
+            end = seq_of(entries[-1][0])
+        return Tape(int(number), frames, first, end)
 
     async def follow_frames(
         self, session_id: str, *, stream: str | None = None, after: int = 0
@@ -165,7 +193,7 @@ class TapeVerbs(RedisBase):
                     after = frame.seq
                     if stream in (None, frame.stream):
                         yield frame
-                if not tape.more:
+                if tape.end is None:
                     await listener.wait()
                 if news.closed:
                     raise StoreUnavailable("the store was closed")

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from typing import Final
 
-from shadowcat_stores._redis_wire import Source, Subscription
+from shadowcat_stores._redis.wire import Source, Subscription
 
 logger = logging.getLogger("shadowcat.stores.redis")
 

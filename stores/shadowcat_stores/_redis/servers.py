@@ -10,7 +10,7 @@ from collections.abc import Awaitable, Callable, Sequence
 from contextlib import suppress
 from typing import Final, cast
 
-from shadowcat_stores._redis_driver import (
+from shadowcat_stores._redis.driver import (
     AbstractConnection,
     AskError,
     ClusterNode,
@@ -22,10 +22,11 @@ from shadowcat_stores._redis_driver import (
     RedisCluster,
     RedisConnectionError,
     ResponseError,
+    TryAgainError,
 )
-from shadowcat_stores._redis_news import News
-from shadowcat_stores._redis_scripts import in_full
-from shadowcat_stores._redis_wire import Call, Line, Reply, Source
+from shadowcat_stores._redis.news import News
+from shadowcat_stores._redis.scripts import in_full
+from shadowcat_stores._redis.wire import Call, Line, Reply, Source
 
 _REDIRECTIONS: Final = 5
 
@@ -124,7 +125,9 @@ class ClusterServer(Server):
                     _ = await self._client.initialize()
                     todo = await self._run_once(calls, todo, answers)
                     if not todo:
-                        break
+                        return answers
+            for place in todo:
+                answers[place] = TryAgainError(str(answers[place]))
         except Exception as error:  # noqa: BLE001 - the client's own errors have no common root
             for place in todo:
                 answers[place] = error

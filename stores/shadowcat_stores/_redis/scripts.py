@@ -10,7 +10,9 @@ from __future__ import annotations
 from hashlib import sha1
 from typing import Final
 
-Command = tuple[str | bytes | int, ...]
+Argument = str | bytes | bytearray | int
+Command = tuple[Argument, ...]
+"""What is large is a `bytearray`: it is sent from where it lies, and must not be changed any more."""
 
 _LIVES = """
 local now = tonumber(ARGV[1])
@@ -68,7 +70,7 @@ class Script:
         self._digest = sha1(text.encode(), usedforsecurity=False).hexdigest()
         _texts[self._digest] = text
 
-    def __call__(self, keys: tuple[str, ...], *arguments: str | bytes | int) -> Command:
+    def __call__(self, keys: tuple[str, ...], *arguments: Argument) -> Command:
         """Return the command that runs the script."""
         return ("EVALSHA", self._digest, len(keys), *keys, *arguments)
 

@@ -16,7 +16,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Final, NamedTuple
 
-from shadowcat_stores._redis_scripts import Command, Script
+from shadowcat_stores._redis.scripts import Command, Script
 
 RESERVED_FOR: Final = 10.0
 """Seconds after which a reservation lapses; a create is over long before."""
@@ -119,6 +119,16 @@ def ttl_ms(now: float, until: float) -> int:
     return int(min(max(until - now, 0.0) * 1000, _LONGEST_MS)) + _SLACK_MS
 
 
+_KINDS: Final = {
+    "expiry": b"zset",
+    "number": b"zset",
+    "reserved": b"zset",
+    "gone": b"zset",
+    "numbers": b"string",
+}
+"""The keys, and what is under them."""
+
+
 class Entry(NamedTuple):
     """What the index knows of a session."""
 
@@ -132,8 +142,7 @@ class Index:
 
     def __init__(self, prefix: str) -> None:
         # A session may have the id `index`; its keys end in other names.
-        names = ("expiry", "number", "reserved", "gone", "numbers")
-        self.keys = tuple(f"{prefix}{{index}}:{name}" for name in names)
+        self.keys = tuple(f"{prefix}{{index}}:{name}" for name in _KINDS)
         self.key = self.keys[0]
         self.probe = f"{prefix}{{index}}:probe"
 
@@ -164,3 +173,11 @@ class Index:
     def count(self, now: float) -> Command:
         """Return the command that counts the live sessions."""
         return ("ZCOUNT", self.key, f"({now!r}", "+inf")
+
+    def kinds(self) -> tuple[Command, ...]:
+        """Return the commands that ask what is under its keys."""
+        return tuple(("TYPE", key) for key in self.keys)
+
+    def is_foreign(self, kinds: Iterable[bytes]) -> bool:
+        """Return whether what is under the keys is of somebody else, given the answers to `kinds`."""
+        return any(kind not in (b"none", ours) for kind, ours in zip(kinds, _KINDS.values(), strict=True))

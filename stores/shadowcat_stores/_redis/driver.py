@@ -18,6 +18,7 @@ try:
         RedisClusterException,
         RedisError,
         ResponseError,
+        TryAgainError,
     )
     from redis.exceptions import ConnectionError as RedisConnectionError
     from redis.exceptions import TimeoutError as RedisTimeoutError
@@ -47,6 +48,7 @@ __all__ = [
     "Retry",
     "SSLConnection",
     "Sentinel",
+    "TryAgainError",
     "pack_command",
     "parse_url",
 ]

@@ -16,7 +16,7 @@ from collections.abc import Callable, Sequence
 from contextlib import suppress
 from typing import Any, NamedTuple, Protocol, cast
 
-from shadowcat_stores._redis_driver import (
+from shadowcat_stores._redis.driver import (
     AbstractConnection,
     ExecAbortError,
     RedisConnectionError,
@@ -24,7 +24,7 @@ from shadowcat_stores._redis_driver import (
     ResponseError,
     pack_command,
 )
-from shadowcat_stores._redis_scripts import Command
+from shadowcat_stores._redis.scripts import Command
 
 Reply = Any
 """What the server said: a value, or the exception that stands for its refusal."""
@@ -67,7 +67,7 @@ class Link(ABC):
         self._loop = asyncio.get_running_loop()
         self._source = source
         self._timeout = timeout
-        self._outgoing: list[bytes] = []
+        self._outgoing: list[bytes | bytearray] = []
         self._wanted = asyncio.Event()
         self._task = self._loop.create_task(self._run(), name="shadowcat-redis")
 
@@ -97,13 +97,13 @@ class Link(ABC):
             await self._wanted.wait()
             self._wanted.clear()
             packed, self._outgoing = self._outgoing, []
-            await connection.send_packed_command(packed, check_health=False)
+            await connection.send_packed_command(cast("list[bytes]", packed), check_health=False)
 
     @abstractmethod
     async def _read(self, connection: AbstractConnection) -> None:
         """Read until the connection is lost."""
 
-    def _send(self, packed: list[bytes]) -> None:
+    def _send(self, packed: list[bytes | bytearray]) -> None:
         self._outgoing += packed
         self._wanted.set()
 
@@ -137,9 +137,10 @@ class Line(Link):
         """Send the calls at once; the future gets the answer to each, and never an exception."""
         future: asyncio.Future[list[Reply]] = self._loop.create_future()
         # What cannot be sent fails here, before anybody waits for its reply.
-        packed = [_packed(command) for call in calls for command in call.commands]
+        commands = [command for call in calls for command in call.commands]
+        packed = [part for command in commands for part in _packed(command)]
         due = self._loop.time() + self._timeout
-        self._waiting.append((future, calls, len(packed), due))
+        self._waiting.append((future, calls, len(commands), due))
         if self._watch is None:
             self._watch = self._loop.call_at(due, self._look_for_silence)
         self._send(packed)
@@ -207,7 +208,7 @@ class Subscription(Link):
 
     def send(self, *command: str) -> None:
         """Send SUBSCRIBE or UNSUBSCRIBE; its confirmation is heard as well."""
-        self._send([_packed(command)])
+        self._send(_packed(command))
 
     async def _read(self, connection: AbstractConnection) -> None:
         while True:
@@ -224,8 +225,25 @@ class Subscription(Link):
         self._lost(error)
 
 
-def _packed(command: Command) -> bytes:
-    return cast("bytes", pack_command(command))  # type: ignore[arg-type]
+def _packed(command: Command) -> list[bytes | bytearray]:
+    """Return the parts of what is to be sent. What is large is one of them: it is not copied."""
+    if bytearray not in map(type, command):
+        return [pack_command(command)]  # type: ignore[arg-type]
+    large = [place for place, each in enumerate(command) if isinstance(each, bytearray)]
+    parts: list[bytes | bytearray] = []
+    head, begin = b"*%d" % len(command), 0
+    for place in large:
+        argument = cast("bytearray", command[place])
+        parts += (b"%b%b$%d\r\n" % (head, _without_count(command[begin:place]), len(argument)), argument)
+        head, begin = b"", place + 1
+    parts.append(_without_count(command[begin:]))
+    return parts
+
+
+def _without_count(arguments: Command) -> bytes:
+    """Return the arguments packed, from the line's end before them on."""
+    packed: bytes = pack_command(arguments)  # type: ignore[arg-type]
+    return packed[packed.index(b"\r") :]
 
 
 def _answers(calls: Sequence[Call], replies: list[Reply]) -> list[Reply]:

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from shadowcat_stores._redis_base import RedisBase
-from shadowcat_stores._redis_scripts import CLAIM, KNOWN, NOTE, RELEASE, Script
-from shadowcat_stores._redis_wire import Call, Reply
+from shadowcat_stores._redis.base import RedisBase
+from shadowcat_stores._redis.scripts import CLAIM, KNOWN, NOTE, RELEASE, Script
+from shadowcat_stores._redis.wire import Call, Reply
 from shadowcat_stores.errors import SessionNotFound
 from shadowcat_stores.records import GET_STREAM, StreamClaim
 

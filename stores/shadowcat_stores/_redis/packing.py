@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import struct
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from typing import Final
 
 import msgspec
 
+from shadowcat_stores._redis.scripts import Argument
 from shadowcat_stores.errors import StoreUnavailable
 from shadowcat_stores.records import Direction, Frame, JsonRpcId, Kind, MessageEnvelope
 
@@ -32,63 +33,66 @@ class _Packed(msgspec.Struct, frozen=True, array_like=True):
     token: int = 0
 
 
-_encode = msgspec.msgpack.Encoder().encode
+_LARGE: Final = 32 * 1024
+"""Bytes from which an argument is sent from where it lies: for less, copying it costs less."""
+
+_encode_into = msgspec.msgpack.Encoder().encode_into
 _decode = msgspec.msgpack.Decoder(list[_Packed]).decode
 
 
-def pack(frames: Sequence[Frame]) -> list[str | bytes | int]:
+def pack(frames: Iterable[Frame]) -> list[Argument]:
     """Return the frames as arguments of APPEND: count, raw bytes, sizes and frames of each entry.
 
     Raises:
         ValueError: a frame holds what cannot be stored.
     """
-    arguments: list[str | bytes | int] = []
-    for part in _parts(frames):
-        try:
-            packed = [_pack(frame) for frame in part]
-        except OverflowError as exc:
-            raise ValueError(f"a frame has a number of more than 64 bits: {exc}") from exc
-        sizes = [size for frame, each in zip(part, packed, strict=True) for size in (len(each), _size(frame))]
-        arguments += (
-            len(part),
-            sum(sizes[1::2]),
-            struct.pack(f"<{len(sizes)}I", *sizes),
-            b"".join(packed),
-        )
+    arguments: list[Argument] = []
+    packed, sizes = bytearray(), list[int]()
+    total = end = 0
+    for frame in frames:
+        size = len(frame.envelope.raw)
+        if sizes and (total + size > ENTRY_BYTES or len(sizes) == 2 * ENTRY_FRAMES):
+            arguments += _entry(packed, sizes, total)
+            packed, sizes = bytearray(), []
+            total = end = 0
+        _pack(frame, packed)
+        sizes += len(packed) - end, size
+        end = len(packed)
+        total += size
+    arguments += _entry(packed, sizes, total)
     return arguments
 
 
-def _parts(frames: Sequence[Frame]) -> Iterator[Sequence[Frame]]:
-    start = size = 0
-    for end, frame in enumerate(frames):
-        size += _size(frame)
-        if end > start and (size > ENTRY_BYTES or end - start == ENTRY_FRAMES):
-            yield frames[start:end]
-            start, size = end, _size(frame)
-    yield frames[start:]
+def _entry(packed: bytearray, sizes: list[int], total: int) -> list[Argument]:
+    frames = packed if len(packed) >= _LARGE else bytes(packed)
+    return [len(sizes) // 2, total, struct.pack(f"<{len(sizes)}I", *sizes), frames]
 
 
-def _size(frame: Frame) -> int:
-    return len(frame.envelope.raw)
-
-
-def _pack(frame: Frame) -> bytes:
+def _pack(frame: Frame, end: bytearray) -> None:
+    """Put the frame at the end."""
     envelope = frame.envelope
-    return _encode(
-        (
-            frame.direction,
-            envelope.kind,
-            envelope.raw,
-            frame.at,
-            envelope.method,
-            envelope.id,
-            frame.stream,
-            frame.position,
-            frame.event,
-            frame.event_id,
-            frame.token,
-        )
+    fields = (
+        frame.direction,
+        envelope.kind,
+        envelope.raw,
+        frame.at,
+        envelope.method,
+        envelope.id,
+        frame.stream,
+        frame.position,
+        frame.event,
+        frame.event_id,
+        frame.token,
     )
+    try:
+        _encode_into(fields, end, -1)
+    except OverflowError as exc:
+        raise ValueError(f"a frame has a number of more than 64 bits: {exc}") from exc
+
+
+def seq_of(entry_id: bytes) -> int:
+    """Return the seq of the entry's last frame."""
+    return int(entry_id.partition(b"-")[0])
 
 
 def unpack(session_id: str, entry_id: bytes, fields: Sequence[bytes]) -> list[Frame]:
@@ -99,7 +103,7 @@ def unpack(session_id: str, entry_id: bytes, fields: Sequence[bytes]) -> list[Fr
     """
     sizes, packed = fields[1], fields[3]
     count = len(sizes) // 8
-    first = int(entry_id.partition(b"-")[0]) - count + 1
+    first = seq_of(entry_id) - count + 1
     # The frames lie there one after the other: with the head of an array before them they are one.
     try:
         found = _decode(b"\xdd" + count.to_bytes(4, "big") + packed)
