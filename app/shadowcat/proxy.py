@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import secrets
 from collections.abc import AsyncIterator, Sequence
+from dataclasses import replace
 from typing import Final
 
 import anyio
@@ -17,8 +18,10 @@ from shadowcat.inbound import ClientRequest
 from shadowcat.readers import Arrival, Reader, reader_for
 from shadowcat.recorder import Recorder
 from shadowcat.responses import RelayResponse
+from shadowcat.restore import REFUSALS, Restorer
 from shadowcat.sessions import SessionManager, is_initialize
 from shadowcat.settings import Settings
+from shadowcat.standing import remember, sets_standing_state
 from shadowcat.streams import LiveStream, LiveStreams
 from shadowcat.upstream import Media, OutboundRequest, Upstream, UpstreamResponse
 from shadowcat_stores import GET_STREAM, MessageEnvelope, Session
@@ -53,6 +56,7 @@ class Proxy:
         self._streams = streams
         self._settings = settings
         self._counters = counters
+        self.restorer = Restorer(upstream, sessions, recorder, settings, counters)
 
     async def forward(self, request: ClientRequest) -> RelayResponse:
         """Send the client's request upstream, once, and return the response that relays the answer.
@@ -68,12 +72,21 @@ class Proxy:
             self._recorder.client_sent(session.id, request.messages)
             await self._recorder.settle()
         response = await self.upstream.open(prepare_request(request, session, self.upstream))
+        if session is not None and response.status in REFUSALS:
+            restored = await self.restorer.restored(session, request, response)
+            if restored is not None:
+                session = restored
+                again = prepare_request(request, session, self.upstream)
+                response = await self.upstream.open(replace(again, reason="recover"))
         try:
             relay = _Relay(response, self._reader(session, request, response))
             if session is not None:
                 # The upstream has processed it: that its client has left by now must not undo our part.
                 with anyio.CancelScope(shield=True):
                     await self.sessions.settle(session, request, response)
+                if sets_standing_state(request):
+                    limit = self._settings.max_message_bytes
+                    await remember(self.sessions, session, request, response, limit)
                 if request.messages and response.media is Media.OTHER:
                     # Nothing but the head tells the client that it may go on: 202 has no body.
                     await self._recorder.settle(ends_turn_of=session.id)
@@ -241,7 +254,7 @@ def prepare_request(request: ClientRequest, session: Session | None, upstream: U
 def response_headers(response: UpstreamResponse, session: Session | None, settings: Settings) -> Headers:
     """Return what the client gets: what came, with our session id for the upstream's."""
     headers = end_to_end(response.headers)
-    if settings.session_ids == "upstream":
+    if settings.session_ids == "upstream" and (session is None or session.upstream_session_id == session.id):
         return headers
     headers = [pair for pair in headers if pair[0] != protocol.SESSION_ID]
     if session is not None:

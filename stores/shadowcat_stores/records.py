@@ -82,6 +82,12 @@ class Session(msgspec.Struct, frozen=True, kw_only=True):
     """The params of the client's `initialize`, as JSON: what restoring the session sends again."""
     server_info: bytes = b""
     """The server's `serverInfo`, as JSON: how a restored upstream is recognised."""
+    server_capabilities: bytes = b""
+    """The capabilities the server declared, as JSON."""
+    log_level: str = ""
+    """The level that the client has set with `logging/setLevel`; empty where it has set none."""
+    subscriptions: tuple[str, ...] = ()
+    """The URIs of the resources that the client is subscribed to, newest last."""
     revision: int = 0
     """Counts the updates; `update_session` compares it. A new record has 0, a stored one at least 1."""
     labels: dict[str, str] = {}
