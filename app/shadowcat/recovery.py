@@ -1,4 +1,4 @@
-"""Requests of the proxy's own to an upstream, made to recover a session, in the name of a client's request."""
+"""Requests of the proxy's own to an upstream, made to recover a session for a client's request."""
 
 from __future__ import annotations
 

@@ -146,7 +146,7 @@ class Restorer:
 
     async def _claimed(self, session: Session, request: ClientRequest) -> Session | None:
         claiming = (session.id, _CLAIM, self._owner, _LEASE)
-        while (token := await self._sessions.claim(*claiming)) is None:
+        while (token := await self._sessions.claim(*claiming)) is None:  # noqa: ASYNC110 - it is another process's
             await anyio.sleep(_ASK_AGAIN)
         try:
             current = await self._sessions.read(session.id)

@@ -62,7 +62,8 @@ class UpstreamResponse:
     """
 
     __slots__ = (
-        "_chunks", "_peeked", "_stream", "content_encoding", "headers", "media", "session_id", "status", "watch"
+        "_chunks", "_peeked", "_stream", "content_encoding", "headers", "media", "session_id", "status",
+        "watch",
     )  # fmt: skip
 
     def __init__(self, status: int, headers: Headers, stream: httpx2.AsyncByteStream) -> None:
@@ -93,7 +94,7 @@ class UpstreamResponse:
             raise _broke(exc) from exc
 
     async def peek(self, most: int) -> bytes:
-        """Return the body, or its first `most` bytes and what came with them; iterating gives all of it still.
+        """Return the body, or its first `most` bytes and what came with them; iterating still gives all.
 
         A body that ends within them has given its connection back.
 
