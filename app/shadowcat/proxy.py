@@ -73,11 +73,7 @@ class Proxy:
             await self._recorder.settle()
         response = await self.upstream.open(prepare_request(request, session, self.upstream))
         if session is not None and response.status in REFUSALS:
-            restored = await self.restorer.restored(session, request, response)
-            if restored is not None:
-                session = restored
-                again = prepare_request(request, session, self.upstream)
-                response = await self.upstream.open(replace(again, reason="recover"))
+            session, response = await self._unless_forgotten(session, request, response)
         try:
             relay = _Relay(response, self._reader(session, request, response))
             if session is not None:
@@ -96,6 +92,19 @@ class Proxy:
         except BaseException:
             await response.aclose()
             raise
+
+    async def _unless_forgotten(
+        self, session: Session, request: ClientRequest, response: UpstreamResponse
+    ) -> tuple[Session, UpstreamResponse]:
+        """Return the session and what answers the request in it, where the upstream had forgotten it or not."""
+        restored = await self.restorer.restored(session, request, response)
+        if restored is None:
+            return session, response
+        if all(message.kind in ("response", "error") for message in request.messages) and request.messages:
+            # Who asked is gone with the former session; in the new one its id is another question's.
+            return restored, UpstreamResponse.accepted()
+        again = prepare_request(request, restored, self.upstream)
+        return restored, await self.upstream.open(replace(again, reason="recover"))
 
     def _reader(
         self, session: Session | None, request: ClientRequest, response: UpstreamResponse

@@ -123,7 +123,7 @@ class Restorer:
             and request.method in ("GET", "POST")
             and not is_initialize(request)
             # Servers answer a foreign credential as if there were no such session.
-            and self._sessions.vouches(session, request)
+            and self._sessions.may_restore(session, request)
         )
 
     async def _single_flight(self, session: Session, request: ClientRequest) -> Session | None:

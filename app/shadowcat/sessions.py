@@ -34,6 +34,7 @@ logger = logging.getLogger("shadowcat.sessions")
 
 _ID_BYTES: Final = 24
 _TOUCH_AT_MOST: Final = 60.0
+_LEAVING_KEPT: Final = 1000
 _KEPT_JSON: Final = 16 * 1024
 """Bytes of `initialize` params and of `serverInfo` that a session keeps: more is no honest handshake."""
 
@@ -74,6 +75,8 @@ class SessionManager:
         self._credential_headers = frozenset(name.lower().encode() for name in settings.credential_headers)
         self._ended: set[str] = set()
         """Sessions that their clients have ended, and that the store could not delete yet."""
+        self._leaving: dict[str, None] = {}
+        """Sessions that their clients have asked to end: what they still send is not worth beginning anew."""
 
     async def resolve(self, request: ClientRequest) -> Session | None:
         """Return the session that the request names; `None` where it needs none.
@@ -96,7 +99,15 @@ class SessionManager:
         if not may_use(session, self._credentials(request)):
             raise SessionUnknown
         await self._touch(session)
+        if request.method == "DELETE":
+            self._leave(session_id)
         return session
+
+    def _leave(self, session_id: str) -> None:
+        if len(self._leaving) >= _LEAVING_KEPT:
+            # The oldest: of a DELETE that the upstream never answered nothing more is heard.
+            del self._leaving[next(iter(self._leaving))]
+        self._leaving[session_id] = None
 
     def _require_none(self, request: ClientRequest) -> None:
         # With the upstream's own ids a server may keep no session at all, so the upstream judges.
@@ -177,6 +188,9 @@ class SessionManager:
                     await self._accept(session, self._credentials(request))
         except StoreDown as exc:
             logger.warning("session %s could not be updated: %s", session.id, exc)
+        finally:
+            if request.method == "DELETE":
+                self._leaving.pop(session.id, None)
 
     async def _end(self, session_id: str) -> None:
         self._ended.add(session_id)
@@ -268,13 +282,14 @@ class SessionManager:
         with suppress(StoreDown), self._store_errors():
             await self._store.release_stream(session_id, name, token=token)
 
-    def vouches(self, session: Session, request: ClientRequest) -> bool:
-        """Return whether the request shows what the session was begun with, or what was accepted on it since.
+    def may_restore(self, session: Session, request: ClientRequest) -> bool:
+        """Return whether the session may be begun anew upstream with what this request shows.
 
-        More than `may_use` asks: a session without credentials is open to any, and stays nobody's.
+        That is more than being let in: a session without credentials is open to any, and stays nobody's, so
+        only credentials count that were accepted on it. And its client must not be about to end it.
         """
         credentials = self._credentials(request)
-        return (
+        return session.id not in self._leaving and (
             not credentials
             or credentials.digest(session.id) in session.credentials
             or credentials.principal(session.id) == session.principal

@@ -6,7 +6,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import nullcontext
 from dataclasses import dataclass
 from enum import Enum
-from typing import Final, cast
+from typing import Final, Self, cast
 
 import anyio
 import httpx2
@@ -81,6 +81,11 @@ class UpstreamResponse:
         self.media = Media.of(found.get(b"content-type"))
         self.content_encoding: bytes = found.get(b"content-encoding", b"").strip().lower()
         self.session_id: str | None = found.get(protocol.SESSION_ID, b"").decode("latin-1") or None
+
+    @classmethod
+    def accepted(cls) -> Self:
+        """Return the answer to a message that needs to go nowhere any more."""
+        return cls(202, [(b"content-length", b"0")], httpx2.ByteStream(b""))
 
     async def __aiter__(self) -> AsyncIterator[bytes]:
         for chunk in self._peeked:

@@ -87,6 +87,19 @@ async def test_notifications_and_batches_go_on_as_well(
     assert server.begun == 2
 
 
+async def test_an_answer_is_not_given_to_a_server_that_has_not_asked(
+    proxy: Proxied, server: ForgetfulServer
+) -> None:
+    """Its id may be another question's in the new session."""
+    await proxy.begin()
+    server.forget()
+    response = await proxy.post({"jsonrpc": "2.0", "id": 0, "result": {"roots": []}})
+    assert (response.status_code, response.content) == (202, b"")
+    assert response.headers["mcp-session-id"] == proxy.session_id
+    assert len([each for each in server.upstream.received if b'"roots"' in each.body]) == 1
+    assert server.begun == 2
+
+
 async def test_the_second_sending_is_the_first_with_another_session_id(
     proxy: Proxied, server: ForgetfulServer
 ) -> None:
@@ -602,7 +615,10 @@ async def test_a_second_refusal_passes(proxy: Proxied, server: ForgetfulServer) 
     server.forget()
 
     async def forget_again(received: Received, connection: Connection) -> None:
-        await server.refuse(connection)
+        if received.rpc_method == "notifications/initialized":
+            await connection.respond(status="202 Accepted")
+        else:
+            await server.refuse(connection)
 
     server.execute = forget_again  # type: ignore[method-assign]
     response = await proxy.call()
@@ -699,6 +715,51 @@ async def test_delete_options_and_initialize_restore_nothing(proxy: Proxied, ser
     assert (await proxy.client.delete(proxy.url, headers=headers)).status_code == 404
     assert server.methods == ["OPTIONS", "initialize", "DELETE"]
     assert await stored(proxy) is None
+
+
+async def test_what_crosses_the_end_of_a_session_does_not_begin_it_anew(
+    proxy: Proxied, server: ForgetfulServer
+) -> None:
+    await proxy.begin()
+    ending, ended = anyio.Event(), anyio.Event()
+
+    async def end(received: Received, connection: Connection) -> None:
+        if received.method == "DELETE":
+            server.forget()
+            ending.set()
+            await ended.wait()
+            await connection.respond()
+        else:
+            await server.serve(received, connection)
+
+    async def delete() -> None:
+        response = await proxy.client.delete(proxy.url, headers={"Mcp-Session-Id": proxy.session_id})
+        assert response.status_code == 200
+
+    server.upstream.handshake = end
+    with anyio.fail_after(5):
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(delete)
+            await ending.wait()
+            assert (await proxy.call()).status_code == 404
+            ended.set()
+    assert server.methods == ["tools/call"]
+    assert await stored(proxy) is None
+
+
+async def test_a_session_that_may_not_be_ended_is_restored_later(
+    proxy: Proxied, server: ForgetfulServer
+) -> None:
+    async def refuse(received: Received, connection: Connection) -> None:
+        await connection.respond(status="405 Method Not Allowed")
+
+    await proxy.begin()
+    server.upstream.handshake = refuse
+    headers = {"Mcp-Session-Id": proxy.session_id}
+    assert (await proxy.client.delete(proxy.url, headers=headers)).status_code == 405
+    server.upstream.handshake = server.serve
+    server.forget()
+    assert (await proxy.call()).status_code == 200
 
 
 async def test_a_session_that_the_upstream_never_named_is_not_restored(
