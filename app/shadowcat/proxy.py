@@ -96,7 +96,7 @@ class Proxy:
     async def _unless_forgotten(
         self, session: Session, request: ClientRequest, response: UpstreamResponse
     ) -> tuple[Session, UpstreamResponse]:
-        """Return the session and what answers the request in it, where the upstream had forgotten it or not."""
+        """Return the session as it goes on, and what answers the request in it."""
         restored = await self.restorer.restored(session, request, response)
         if restored is None:
             return session, response

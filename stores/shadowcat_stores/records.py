@@ -15,7 +15,8 @@ GET_STREAM = "get"
 """The name of a session's standalone GET stream (the default stream of the last event id)."""
 
 Kind = Literal["request", "notification", "response", "error", "other", "gap"]
-"""What a message is. `other`: an event or a body that is no JSON-RPC message, kept as it came. `gap`: no
+"""What a message is. `other`: an event or a body that is no JSON-RPC message, kept as it came; or the proxy's
+`{"shadowcat":"session_restored"}`, where the server begins anew since it had forgotten the session. `gap`: no
 message, but the place of some that could not be recorded; `raw` says how many, as `{"dropped": 3}`."""
 
 Direction = Literal["client", "server"]

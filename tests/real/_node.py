@@ -29,7 +29,7 @@ async def run_client(url: str, scenario: str) -> dict[str, Any]:
 
 
 def everything_server(port: int = 0) -> ServerProcess:
-    """Start npm's everything server on the port, or on one that was free just now: it cannot choose one itself."""
+    """Start npm's everything server on the port, or on one that was free just now: it cannot choose one."""
     if not _EVERYTHING.exists():
         raise FileNotFoundError(f"{_EVERYTHING} is missing: `make sync` installs it")
     if not port:

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import AsyncIterator, Callable
+from contextlib import AsyncExitStack, ExitStack
 
 import pytest
 
-from shadowcat.restore import MARK
-from shadowcat_stores import MemoryStore
 from tests.real._client import Wire, open_client, text_of
 from tests.real._node import everything_server
 from tests.real._process import PythonServer, ServerProcess
@@ -32,35 +30,38 @@ async def route() -> AsyncIterator[ProxiedRoute]:
         yield proxied
 
 
+@pytest.mark.filterwarnings("ignore:resources/subscribe is removed:mcp.MCPDeprecationWarning")
 @pytest.mark.parametrize(
-    ("start", "argument", "said"),
-    [(python_server, "text", "{}"), (json_server, "text", "{}"), (everything_server, "message", "Echo: {}")],
+    ("start", "argument", "said", "uri"),
+    [
+        (python_server, "text", "{}", "note://a"),
+        (json_server, "text", "{}", "note://a"),
+        (everything_server, "message", "Echo: {}", "demo://resource/static/document/features.md"),
+    ],
 )
 @pytest.mark.parametrize("revision", ["2025-03-26", "2025-11-25"])
 async def test_the_client_goes_on(
     route: ProxiedRoute,
-    proxied_store: MemoryStore,
     wire: Wire,
     start: Start,
     argument: str,
     said: str,
+    uri: str,
     revision: str,
 ) -> None:
-    with start(0) as server:
-        port = server.port
-        client = await route.url_for(server.url)
-        async with open_client(client, revision, wire) as session:
-            assert text_of(await session.call_tool("echo", {argument: "before"})) == said.format("before")
-            await session.set_logging_level("error") if start is everything_server else None
-            server.__exit__(None, None, None)
-            with start(port) as again:
-                after = [text_of(await session.call_tool("echo", {argument: str(n)})) for n in range(3)]
-                posts = (await again.requests_of(wire.client_id)).count("POST")
-                tape = await proxied_store.get_frames(wire.session_id)
-                record = await proxied_store.get_session(wire.session_id)
+    with ExitStack() as running:
+        with start(0) as server:
+            url = await route.url_for(server.url)
+            port = server.port
+            conversation = AsyncExitStack()
+            session = await conversation.enter_async_context(open_client(url, revision, wire))
+            before = text_of(await session.call_tool("echo", {argument: "before"}))
+            await session.subscribe_resource(uri)
+        again = running.enter_context(start(port))
+        async with conversation:
+            after = [text_of(await session.call_tool("echo", {argument: str(n)})) for n in range(3)]
+        posts = (await again.requests_of(wire.client_id)).count("POST")
+    assert before == said.format("before")
     assert after == [said.format(n) for n in range(3)]
-    # The refused one; ping, initialize, initialized (and the log level); the refused one again, and two more.
-    assert posts == (8 if start is everything_server else 7)
-    assert MARK in [frame.envelope.raw for frame in tape]
-    assert record is not None
-    assert json.loads(record.initialize)["protocolVersion"] == revision
+    # The refused one; ping, initialize, initialized, the subscription; the refused one again, and two more.
+    assert posts == 8

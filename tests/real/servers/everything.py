@@ -2,8 +2,8 @@
 
     python everything.py [--json] [--stateless] [--port PORT]
 
-It takes the port, or a free one, and says which in its first line. Beside `/mcp` it has a side channel, which tests use
-directly, never through the proxy:
+It takes the port, or a free one, and says which in its first line. Beside `/mcp` it has a side channel, which
+tests use directly, never through the proxy:
 
     POST /_signals/NAME    give the signal NAME: whoever waits for it goes on
     GET  /_signals/NAME    answer once the signal NAME was given, by a tool or by a test
