@@ -45,6 +45,8 @@ class Recovery:
             is_ours = name == b"origin" and request.is_own_origin
             self._headers.append((name, upstream.origin if is_ours else value))
         self._asked = 0
+        self.begun: str | None = None
+        """The upstream session that these requests have begun."""
 
     async def ask(
         self, method: str, params: bytes, session_id: str | None
@@ -60,6 +62,8 @@ class Recovery:
         message_id = f"shadowcat-{self._asked}"
         body = b'{"jsonrpc":"2.0","id":"%b","method":"%b","params":%b}'
         response = await self._post(body % (message_id.encode(), method.encode(), params), session_id)
+        if session_id is None:
+            self.begun = response.session_id
         try:
             if response.status >= 300:
                 await response.peek(LONGEST_COMPLAINT)

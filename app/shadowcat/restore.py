@@ -120,7 +120,6 @@ class Restorer:
         return (
             self._enabled
             and session.upstream_session_id is not None
-            and request.method in ("GET", "POST")
             and not is_initialize(request)
             # Servers answer a foreign credential as if there were no such session.
             and self._sessions.may_restore(session, request)
@@ -159,15 +158,20 @@ class Restorer:
 
     async def _restore(self, session: Session, request: ClientRequest) -> Session | None:
         recovery = Recovery(self._upstream, request, self._limit)
+        restored: Session | None = None
         try:
             with anyio.fail_after(_PATIENCE):
-                if not await self._has_forgotten(session, recovery):
-                    return None
-                return await self._begin_anew(session, recovery)
+                if await self._has_forgotten(session, recovery):
+                    restored = await self._begin_anew(session, recovery)
         except TimeoutError:
             raise _failed(f"did not begin it anew within {_PATIENCE:g} s") from None
         except (AmbiguousDelivery, UpstreamBroke) as exc:
             raise _failed(f"broke off when asked to begin it anew: {exc}") from exc
+        finally:
+            begun = recovery.begun
+            if begun is not None and (restored is None or restored.upstream_session_id != begun):
+                await recovery.end(begun)
+        return restored
 
     async def _has_forgotten(self, session: Session, recovery: Recovery) -> bool:
         """Ask in the session itself: to some servers 404 means a tool, a resource, or GET as a whole.
@@ -183,21 +187,13 @@ class Restorer:
         if not (session.initialize and session.server_info and session.protocol_version):
             await self._give_up(session, "what it began with is not known")
         response, answer = await recovery.ask("initialize", session.initialize, None)
-        begun = response.session_id
-        swapped: Session | None = None
-        try:
-            if response.status in (401, 403):
-                return None  # the refusal stays the answer: another credential may restore it
-            await self._check(session, response.status, answer)
-            if begun is None:
-                await self._give_up(session, "the server keeps no sessions any more")
-            await self._set_up(session, recovery, begun)
-            with anyio.CancelScope(shield=True):
-                swapped = await self._swap(session, begun)
-            return swapped
-        finally:
-            if begun is not None and (swapped is None or swapped.upstream_session_id != begun):
-                await recovery.end(begun)
+        if response.status in (401, 403):
+            return None  # the refusal stays the answer: another credential may restore it
+        await self._check(session, response.status, answer)
+        if recovery.begun is None:
+            await self._give_up(session, "the server keeps no sessions any more")
+        await self._set_up(session, recovery, recovery.begun)
+        return await self._swap(session, recovery.begun)
 
     async def _check(self, session: Session, status: int, answer: MessageEnvelope | None) -> None:
         """Return where the server has accepted the handshake and is who it was.
@@ -206,12 +202,10 @@ class Restorer:
             SessionUnknown: it has refused, or is another one.
             RestoreFailed: it did neither.
         """
-        if answer is not None and answer.kind == "error":
-            await self._give_up(session, "it is refused the handshake that it began with")
         if status >= 500 or 300 <= status < 400 or status in _BUSY | _ABSENT:
             raise _failed(f"answers {status} to initialize")
-        if status >= 400:
-            await self._give_up(session, f"its handshake is answered {status}")
+        if status >= 300 or answer is None or answer.kind == "error":
+            await self._give_up(session, f"the handshake it began with is refused ({status})")
         result = read_result(answer)
         same = result.protocol_version == session.protocol_version
         if not same or not _equal(bytes(result.server_info), session.server_info):
@@ -236,7 +230,8 @@ class Restorer:
                 return current
             return msgspec.structs.replace(current, upstream_session_id=begun)
 
-        swapped = await self._sessions.update(session, change)
+        with anyio.CancelScope(shield=True):
+            swapped = await self._sessions.update(session, change)
         if swapped is None:
             raise SessionUnknown
         if swapped.upstream_session_id == begun:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -13,10 +13,11 @@ import httpx2
 import pytest
 
 from shadowcat.restore import MARK
-from shadowcat_stores import Session, SQLiteStore
+from shadowcat_stores import Session, SessionStore, SQLiteStore, store_from_url
 from tests.support.forgetful import JSON, REFUSALS, TEXT, ForgetfulServer, Refusal
 from tests.support.proxying import INITIALIZE, Proxied, proxied, request
 from tests.support.raw import raw_client, raw_request
+from tests.support.redis import redis_server
 from tests.support.upstream import INITIALIZE_RESULT, Connection, Received, ScriptedUpstream, result
 
 RECOVERY = ["ping", "initialize", "notifications/initialized"]
@@ -25,6 +26,16 @@ RECOVERY = ["ping", "initialize", "notifications/initialized"]
 @pytest.fixture
 def server(upstream: ScriptedUpstream) -> ForgetfulServer:
     return ForgetfulServer(upstream)
+
+
+@pytest.fixture(params=["sqlite", "redis"])
+def stores(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[list[SessionStore]]:
+    """The stores of two replicas."""
+    if request.param == "sqlite":
+        yield [SQLiteStore(tmp_path / "sessions.db") for _ in range(2)]
+    else:
+        with redis_server() as server:
+            yield [store_from_url(server.url) for _ in range(2)]
 
 
 async def stored(proxy: Proxied) -> Session | None:
@@ -323,9 +334,19 @@ async def call_all(proxies: list[Proxied], server: ForgetfulServer, count: int) 
 async def test_a_hundred_refused_requests_restore_once_and_execute_once_each(
     proxy: Proxied, server: ForgetfulServer
 ) -> None:
+    claimed = 0
+    claim_stream = proxy.store.claim_stream
+
+    async def counted(*args: Any, **options: Any) -> Any:
+        nonlocal claimed
+        claimed += 1
+        return await claim_stream(*args, **options)
+
+    proxy.store.claim_stream = counted  # type: ignore[method-assign]
     await proxy.begin()
     server.forget()
     responses = await call_all([proxy], server, 100)
+    assert claimed == 1
     assert {each.status_code for each in responses} == {200}
     assert sorted(each["number"] for each in server.executed) == list(range(100))
     assert server.methods.count("initialize") == server.methods.count("ping") == 1
@@ -342,10 +363,20 @@ async def test_refused_requests_that_hold_all_connections_do_not_block_it(
         assert {each.status_code for each in responses} == {200}
 
 
-async def test_two_replicas_restore_once(
-    upstream: ScriptedUpstream, server: ForgetfulServer, tmp_path: Path
+async def test_a_refusal_longer_than_any_holds_no_connection_for_ever(
+    upstream: ScriptedUpstream, server: ForgetfulServer
 ) -> None:
-    stores = [SQLiteStore(tmp_path / "sessions.db") for _ in range(2)]
+    server.refusal = Refusal("404 Not Found", b"Session not found" + b" " * 1_000_000, TEXT)
+    async with proxied(upstream.url, max_connections=2, connect_timeout=1.0) as proxy:
+        await proxy.begin()
+        for _ in range(3):
+            server.forget()
+            assert (await proxy.call()).status_code == 200
+
+
+async def test_two_replicas_restore_once(
+    upstream: ScriptedUpstream, server: ForgetfulServer, stores: list[SessionStore]
+) -> None:
     async with proxied(upstream.url, stores[0]) as one, proxied(upstream.url, stores[1]) as other:
         await one.begin()
         other.session_id = one.session_id
@@ -361,9 +392,8 @@ async def test_two_replicas_restore_once(
 
 
 async def test_a_replica_that_has_not_heard_of_it_takes_over_what_the_other_restored(
-    upstream: ScriptedUpstream, server: ForgetfulServer, tmp_path: Path
+    upstream: ScriptedUpstream, server: ForgetfulServer, stores: list[SessionStore]
 ) -> None:
-    stores = [SQLiteStore(tmp_path / "sessions.db") for _ in range(2)]
     async with (
         proxied(upstream.url, stores[0], session_cache=60) as one,
         proxied(upstream.url, stores[1], session_cache=60) as other,
@@ -492,12 +522,13 @@ def answering(status: str, *headers: tuple[str, str], error: bool = False, body:
     ],
 )
 async def test_a_refused_handshake_ends_the_session(
-    proxy: Proxied, server: ForgetfulServer, initialize: Any
+    proxy: Proxied, server: ForgetfulServer, initialize: Any, caplog: pytest.LogCaptureFixture
 ) -> None:
     await proxy.begin()
     server.forget()
     server.initialize = initialize  # type: ignore[method-assign]
     await refused_for_good(proxy)
+    assert "the handshake it began with is refused" in caplog.text
 
 
 async def test_a_server_that_keeps_no_sessions_any_more_ends_it(
@@ -527,6 +558,7 @@ async def cut(received: Received, connection: Connection) -> None:
 TROUBLE = [
     cut,
     answering("503 Service Unavailable", ("Retry-After", "1")),
+    answering("503 Service Unavailable", JSON, error=True),
     answering("404 Not Found", TEXT, body=b"default backend"),
     answering("429 Too Many Requests"),
     answering("307 Temporary Redirect", ("Location", "/mcp/")),
@@ -590,13 +622,20 @@ async def test_a_handshake_that_hangs_is_given_up(
     async def hang(received: Received, connection: Connection) -> None:
         await connection.peer_left()
 
-    monkeypatch.setattr("shadowcat.restore._PATIENCE", 0.05)
+    async def begin_and_hang(received: Received, connection: Connection) -> None:
+        server.live.add("never answered")
+        await connection.start_stream(("Mcp-Session-Id", "never answered"))
+        await connection.peer_left()
+
+    monkeypatch.setattr("shadowcat.restore._PATIENCE", 0.2)
     await proxy.begin()
-    server.forget()
-    server.initialize = hang  # type: ignore[method-assign]
-    response = await proxy.call()
-    assert (response.status_code, response.json()["error"]["data"]["reason"]) == (502, "restore_failed")
-    assert await upstream_id(proxy) == "upstream-1"
+    for initialize in (hang, begin_and_hang):
+        server.forget()
+        server.initialize = initialize  # type: ignore[method-assign]
+        response = await proxy.call()
+        assert (response.status_code, response.json()["error"]["data"]["reason"]) == (502, "restore_failed")
+        assert await upstream_id(proxy) == "upstream-1"
+    assert server.ended == ["never answered"]
 
 
 async def test_a_credential_that_initialize_refuses_gets_the_refusal_and_ends_nothing(
@@ -674,6 +713,20 @@ async def test_what_is_no_complaint_about_the_session_passes_byte_for_byte(
     assert server.begun == 1
     doubtful = refusal.status.startswith("404") or b"session" in refusal.body
     assert requests_of(proxy) == (2, 2, int(doubtful))
+
+
+async def test_a_server_that_knows_no_ping_has_not_forgotten_for_that(
+    proxy: Proxied, server: ForgetfulServer
+) -> None:
+    async def refuse(received: Received, connection: Connection) -> None:
+        ping = received.rpc_method == "ping"
+        status = "400 Bad Request" if ping else "404 Not Found"
+        await connection.respond(b"What is that?", TEXT, status=status)
+
+    await proxy.begin()
+    server.execute = refuse  # type: ignore[method-assign]
+    assert (await proxy.call()).status_code == 404
+    assert server.begun == 1
 
 
 async def test_a_refusal_in_a_content_encoding_is_asked_about(
