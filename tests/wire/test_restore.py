@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +13,10 @@ import anyio
 import httpx2
 import pytest
 
+from shadowcat.inbound import ClientRequest
 from shadowcat.restore import MARK
-from shadowcat_stores import Session, SessionStore, SQLiteStore, store_from_url
+from shadowcat.upstream import OutboundRequest, Upstream, UpstreamResponse
+from shadowcat_stores import Session, SessionStore, SQLiteStore, StoreUnavailable, store_from_url
 from tests.support.forgetful import JSON, REFUSALS, TEXT, ForgetfulServer, Refusal
 from tests.support.proxying import INITIALIZE, Proxied, proxied, request
 from tests.support.raw import raw_client, raw_request
@@ -284,6 +287,34 @@ async def test_what_the_server_refused_is_not_standing(proxy: Proxied, server: F
     assert await stored(proxy) == before
 
 
+async def test_what_the_store_does_not_take_is_set_all_the_same(
+    proxy: Proxied, server: ForgetfulServer, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    async def refuse(session: Session) -> Session:
+        raise StoreUnavailable("down")
+
+    await proxy.begin()
+    monkeypatch.setattr(proxy.store, "update_session", refuse)
+    response = await proxy.post(request("logging/setLevel", 1, {"level": "debug"}))
+    assert response.status_code == 200
+    assert "could not be kept" in caplog.text
+
+
+async def test_a_batch_sets_what_is_in_it(proxy: Proxied, server: ForgetfulServer) -> None:
+    async def answer_all(received: Received, connection: Connection) -> None:
+        answers = [json.loads(result(each["id"], {})) for each in received.message if "id" in each]
+        await connection.respond(json.dumps(answers).encode(), JSON)
+
+    await proxy.begin()
+    server.execute = answer_all  # type: ignore[method-assign]
+    subscribe = {"method": "resources/subscribe", "params": {"uri": "note://no-id"}}
+    level = request("logging/setLevel", "a", {"level": "info"})
+    await proxy.post([request("ping", 1), level, {"jsonrpc": "2.0", **subscribe}])
+    session = await stored(proxy)
+    assert session is not None
+    assert (session.log_level, session.subscriptions) == ("info", ())
+
+
 async def test_a_subscription_that_cannot_be_set_again_holds_up_nothing(
     proxy: Proxied, server: ForgetfulServer, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -363,15 +394,92 @@ async def test_refused_requests_that_hold_all_connections_do_not_block_it(
         assert {each.status_code for each in responses} == {200}
 
 
-async def test_a_refusal_longer_than_any_holds_no_connection_for_ever(
-    upstream: ScriptedUpstream, server: ForgetfulServer
+async def test_a_refusal_longer_than_any_is_closed_as_well(
+    upstream: ScriptedUpstream, server: ForgetfulServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    opened: list[UpstreamResponse] = []
+    closed: list[UpstreamResponse] = []
+    send, aclose = Upstream.open, UpstreamResponse.aclose
+
+    async def watched_open(self: Upstream, outbound: OutboundRequest) -> UpstreamResponse:
+        opened.append(await send(self, outbound))
+        return opened[-1]
+
+    async def watched_aclose(self: UpstreamResponse) -> None:
+        closed.append(self)
+        await aclose(self)
+
+    monkeypatch.setattr(Upstream, "open", watched_open)
+    monkeypatch.setattr(UpstreamResponse, "aclose", watched_aclose)
     server.refusal = Refusal("404 Not Found", b"Session not found" + b" " * 1_000_000, TEXT)
     async with proxied(upstream.url, max_connections=2, connect_timeout=1.0) as proxy:
         await proxy.begin()
         for _ in range(3):
             server.forget()
             assert (await proxy.call()).status_code == 200
+    assert len(opened) == 1 + 3 * 5
+    assert all(each in closed for each in opened)
+
+
+async def test_refused_requests_share_the_failure_too(proxy: Proxied, server: ForgetfulServer) -> None:
+    await proxy.begin()
+    server.forget()
+    begun = anyio.Event()
+
+    async def fail(received: Received, connection: Connection) -> None:
+        await begun.wait()
+        await connection.respond(status="503 Service Unavailable")
+
+    server.initialize = fail  # type: ignore[method-assign]
+    restorer = proxy.service.proxies["default"].restorer
+    single_flight, waiting = restorer._single_flight, 0
+
+    async def counted(session: Session, request: ClientRequest) -> Session | None:
+        nonlocal waiting
+        waiting += 1
+        if waiting == 10:
+            begun.set()
+        return await single_flight(session, request)
+
+    restorer._single_flight = counted  # type: ignore[method-assign]
+    responses = await call_all([proxy], server, 10)
+    assert {each.status_code for each in responses} == {502}
+    assert server.methods.count("initialize") == 1
+
+
+async def test_a_session_that_ends_while_it_is_restored_has_ended(
+    proxy: Proxied, server: ForgetfulServer
+) -> None:
+    await proxy.begin()
+    server.forget()
+    initialize = server.initialize
+
+    async def end(received: Received, connection: Connection) -> None:
+        await proxy.store.delete_session(proxy.session_id)
+        await initialize(received, connection)
+
+    server.initialize = end  # type: ignore[method-assign]
+    assert (await proxy.call()).status_code == 404
+    assert server.ended == ["upstream-2"]
+    assert server.executed == []
+
+
+async def test_a_store_that_is_down_restores_nothing_and_ends_nothing(
+    proxy: Proxied, server: ForgetfulServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def refuse(*args: Any, **options: Any) -> Any:
+        raise StoreUnavailable("down")
+
+    await proxy.begin()
+    for name, recovered in (("claim_stream", 0), ("update_session", 3)):
+        server.forget()
+        with monkeypatch.context() as patch:
+            patch.setattr(proxy.store, name, refuse)
+            response = await proxy.call()
+        assert (response.status_code, response.headers["retry-after"]) == (503, "2")
+        assert len([each for each in server.methods if each in RECOVERY]) == recovered
+    assert server.ended == ["upstream-2"]
+    assert (await proxy.call()).status_code == 200
 
 
 async def test_two_replicas_restore_once(
@@ -541,6 +649,33 @@ async def test_a_server_that_keeps_no_sessions_any_more_ends_it(
     server.forget()
     server.initialize = initialize  # type: ignore[method-assign]
     await refused_for_good(proxy)
+
+
+async def test_a_handshake_without_end_is_none(upstream: ScriptedUpstream, server: ForgetfulServer) -> None:
+    async def initialize(received: Received, connection: Connection) -> None:
+        await connection.start_stream(("Mcp-Session-Id", "endless"))
+        with suppress(ConnectionError):
+            while True:
+                await connection.chunk(b": and so on\n\n" * 100)
+
+    async with proxied(upstream.url, max_message_bytes=10_000) as proxy:
+        await proxy.begin()
+        server.forget()
+        server.initialize = initialize  # type: ignore[method-assign]
+        with anyio.fail_after(5):
+            await refused_for_good(proxy)
+
+
+async def test_a_server_that_declares_nothing_is_not_spoken_for(
+    proxy: Proxied, server: ForgetfulServer
+) -> None:
+    told: list[list[bytes]] = []
+    proxy.service.proxies["default"].restorer.tell = lambda session, messages: told.append(messages)
+    del server.answer["capabilities"]
+    await proxy.begin()
+    server.forget()
+    await proxy.call()
+    assert told == [[]]
 
 
 async def test_a_session_of_which_too_little_is_known_ends(proxy: Proxied, server: ForgetfulServer) -> None:
