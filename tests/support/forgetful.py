@@ -6,7 +6,15 @@ import json
 from dataclasses import dataclass, field
 from typing import Any
 
+import anyio
+import httpx2
+
+from shadowcat_stores import Session
+from tests.support.proxying import Proxied
 from tests.support.upstream import INITIALIZE_RESULT, Connection, Received, ScriptedUpstream, echo, result
+
+RECOVERY = ["ping", "initialize", "notifications/initialized"]
+"""What the proxy sends on its own to restore a session."""
 
 JSON = ("Content-Type", "application/json")
 TEXT = ("Content-Type", "text/plain; charset=utf-8")
@@ -99,3 +107,45 @@ class ForgetfulServer:
         if received.rpc_method == "tools/call":
             self.executed.append(received.message.get("params"))
         await echo(received, connection)
+
+
+async def stored(proxy: Proxied) -> Session | None:
+    return await proxy.store.get_session(proxy.session_id)
+
+
+async def upstream_id(proxy: Proxied) -> str | None:
+    session = await stored(proxy)
+    assert session is not None
+    return session.upstream_session_id
+
+
+def requests_of(proxy: Proxied) -> tuple[int, int, int]:
+    """How many came from clients, went upstream for them, and went there to recover."""
+    counters = proxy.service.counters
+    upstream = counters.upstream_requests
+    return counters.client_requests, upstream["forward"], upstream["recover"]
+
+
+async def call_all(proxies: list[Proxied], server: ForgetfulServer, count: int) -> list[httpx2.Response]:
+    """Call `count` times at once; the server refuses none before it has got them all."""
+    responses: list[httpx2.Response] = []
+    refuse, arrived = server.refuse, anyio.Event()
+    waiting = 0
+
+    async def refuse_all_together(connection: Connection) -> None:
+        nonlocal waiting
+        waiting += 1
+        if waiting == count:
+            arrived.set()
+        await arrived.wait()
+        await refuse(connection)
+
+    async def call(number: int) -> None:
+        responses.append(await proxies[number % len(proxies)].call(number, number=number))
+
+    server.refuse = refuse_all_together  # type: ignore[method-assign]
+    with anyio.fail_after(20):
+        async with anyio.create_task_group() as tasks:
+            for number in range(count):
+                tasks.start_soon(call, number)
+    return responses
