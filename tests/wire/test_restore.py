@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import json
 import logging
 from typing import Any
@@ -118,6 +119,17 @@ async def test_the_handshake_is_the_clients_with_the_refused_requests_credential
     assert (
         ping.header(b"mcp-protocol-version") == initialized.header(b"mcp-protocol-version") == b"2025-11-25"
     )
+
+
+async def test_a_refreshed_token_of_the_same_principal_restores_too(
+    proxy: Proxied, server: ForgetfulServer
+) -> None:
+    claims = base64.urlsafe_b64encode(b'{"iss":"https://a","sub":"ada"}').decode().rstrip("=")
+    await proxy.begin(Authorization=f"Bearer e30.{claims}.first")
+    server.forget()
+    response = await proxy.post(request("tools/call"), Authorization=f"Bearer e30.{claims}.second")
+    assert response.status_code == 200
+    assert server.begun == 2
 
 
 async def test_a_web_pages_origin_is_the_upstreams_own_in_recovery_too(

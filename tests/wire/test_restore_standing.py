@@ -46,6 +46,7 @@ async def test_log_level_and_subscriptions_are_set_again(
         session = await stored(proxy)
         assert session is not None
         assert (session.log_level, session.subscriptions) == ("error", ("note://a", "note://ü"))
+        assert session.revision == 7  # once for each change; to set what is set changes nothing
         server.forget()
         await proxy.call()
     sent = [each.message for each in upstream.received]
