@@ -24,7 +24,8 @@ async def upstream() -> AsyncIterator[ScriptedUpstream]:
 
 
 @pytest.fixture
-async def proxy(upstream: ScriptedUpstream) -> AsyncIterator[Proxied]:
-    """The app with its defaults, behind a real uvicorn, in front of the scripted upstream."""
-    async with proxied(upstream.url) as running:
+async def proxy(request: pytest.FixtureRequest, upstream: ScriptedUpstream) -> AsyncIterator[Proxied]:
+    """The app with its defaults, or the settings it is parametrized with, behind a real uvicorn, in front of
+    the scripted upstream."""
+    async with proxied(upstream.url, **getattr(request, "param", {})) as running:
         yield running

@@ -15,6 +15,7 @@ class Counters:
     def __init__(self) -> None:
         self.client_requests = 0
         self.upstream_requests: dict[Reason, int] = {"forward": 0, "recover": 0}
+        self.sessions_restored = 0
         self.frames_recorded = 0
         self.frames_dropped = 0
 
@@ -25,6 +26,7 @@ class Counters:
     def _counters(self) -> Iterator[str]:
         for name, value in (
             ("client_requests", self.client_requests),
+            ("sessions_restored", self.sessions_restored),
             ("frames_recorded", self.frames_recorded),
             ("frames_dropped", self.frames_dropped),
         ):

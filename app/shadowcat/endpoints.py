@@ -22,7 +22,7 @@ from shadowcat.errors import (
 from shadowcat.inbound import ClientRequest
 from shadowcat.live_responses import LiveResponse
 from shadowcat.proxy import Proxy
-from shadowcat.responses import error_response, problem_response
+from shadowcat.responses import RelayResponse, error_response, problem_response
 from shadowcat.service import Service
 from shadowcat.watch import ClientWatch
 from shadowcat_stores import StoreError
@@ -68,8 +68,7 @@ class MCPEndpoint:
                 response = await self._proxy.forward(request, watch)
             except ShadowcatError as error:
                 response = _tell(error, request, self._proxy.upstream.shown)
-            if isinstance(response, LiveResponse):
-                watch.hand_to(response)
+            _hand_over(watch, response)
             watch.harmless = is_get
             await response(scope, receive, send)
             watch.stop()
@@ -82,6 +81,14 @@ class MCPEndpoint:
         else:
             # Let out, so that what is cut does not look complete, whatever stands around this app.
             raise UpstreamBroke("The response was cut because the server stops.")
+
+
+def _hand_over(watch: ClientWatch, response: Response) -> None:
+    """Say what is to become of the response when its client leaves."""
+    if isinstance(response, LiveResponse):
+        watch.hand_to(response)
+    elif not (isinstance(response, RelayResponse) and response.is_recorded_whole):
+        watch.lose_patience()
 
 
 def _tell(error: ShadowcatError, request: ClientRequest, upstream: str = "") -> Response:

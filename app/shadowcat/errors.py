@@ -17,6 +17,7 @@
     │   ├── UpstreamBusy             503   all connections we allow are in use; nothing was sent
     │   ├── AmbiguousDelivery        502   it was sent, and no answer came
     │   │   └── UpstreamTimeout      504   … within the time allowed
+    │   ├── RestoreFailed            502   it has forgotten the session, and cannot begin it anew for now
     │   └── UpstreamBroke            the response ended half way; it has begun, so no status can say it
     ├── Stopping                     503   the proxy stops; nothing was lost
     ├── StoreDown                    503   the session cannot be looked up or stored
@@ -165,6 +166,12 @@ class UpstreamTimeout(AmbiguousDelivery):
 
     status = 504
     reason = "upstream_timeout"
+
+
+class RestoreFailed(UpstreamError):
+    """The upstream has forgotten the session and cannot begin it anew for now. It refused the request."""
+
+    reason = "restore_failed"
 
 
 class UpstreamBroke(UpstreamError):

@@ -12,11 +12,12 @@ from http import HTTPStatus
 from typing import Final, Generic, TypeVar
 
 from shadowcat.headers import Headers
+from shadowcat.live import LiveStream, Reopen
 from shadowcat.live_responses import ResumedResponse
 from shadowcat.recorder import Recorder
 from shadowcat.replay import NAME_BYTES, Cursor, find_cursor
 from shadowcat.settings import Settings
-from shadowcat.streams import LiveStream, LiveStreams, Reopen
+from shadowcat.streams import LiveStreams
 from shadowcat.tap import EventTap
 from shadowcat.upstream import Media, UpstreamResponse
 from shadowcat_stores import GET_STREAM, Session, SessionStore

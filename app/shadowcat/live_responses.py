@@ -15,11 +15,12 @@ from starlette.types import Message, Receive, Scope, Send
 from shadowcat.errors import AmbiguousDelivery, StoreDown
 from shadowcat.headers import Headers
 from shadowcat.listener import Listener
+from shadowcat.live import LiveStream
 from shadowcat.recorder import Recorder
 from shadowcat.replay import Cursor
 from shadowcat.responses import RelayResponse
 from shadowcat.sse import write_event
-from shadowcat.streams import LiveStream, LiveStreams
+from shadowcat.streams import LiveStreams
 from shadowcat.upstream import UpstreamResponse
 from shadowcat_stores import GET_STREAM, SessionStore, StoreError
 
@@ -36,6 +37,7 @@ class LiveResponse(RelayResponse):
     """A response to one listener of a stream."""
 
     def __init__(self, headers: Headers) -> None:
+        self.is_recorded_whole = False
         self.status_code = 200
         self.raw_headers = headers
         self.background = None

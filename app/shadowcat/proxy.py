@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import logging
 import secrets
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator
+from dataclasses import replace
 from http import HTTPStatus
 from typing import Final
 
@@ -15,36 +16,30 @@ from shadowcat.counters import Counters, Reason
 from shadowcat.envelope import cancelled_id, read_envelopes
 from shadowcat.errors import StoreDown
 from shadowcat.gets import Gets
-from shadowcat.headers import Headers, end_to_end
+from shadowcat.headers import Headers
 from shadowcat.inbound import ClientRequest
+from shadowcat.live import LiveStream, Reopen
 from shadowcat.live_responses import LiveResponse, StreamResponse
-from shadowcat.readers import Arrival, Reader, reader_for
+from shadowcat.outbound import prepare_request, response_headers
+from shadowcat.readers import Reader, reader_for
 from shadowcat.recorder import Recorder
+from shadowcat.recovery import Recovery
+from shadowcat.relay import Relay
 from shadowcat.replay import NAME_BYTES
 from shadowcat.responses import RelayResponse
+from shadowcat.restore import REFUSALS, Restorer
 from shadowcat.sessions import SessionManager, is_initialize
 from shadowcat.settings import Settings
 from shadowcat.sse import CONTENT_TYPE
-from shadowcat.streams import LiveStream, LiveStreams, Reopen
+from shadowcat.standing import remember, sets_standing_state
+from shadowcat.streams import LiveStreams
 from shadowcat.tap import EventTap, minted
-from shadowcat.upstream import Media, OutboundRequest, Upstream, UpstreamResponse
+from shadowcat.upstream import Media, Upstream, UpstreamResponse
 from shadowcat.watch import ClientWatch
-from shadowcat_stores import GET_STREAM, JsonRpcId, MessageEnvelope, Session, StoreError
+from shadowcat_stores import GET_STREAM, JsonRpcId, Session, StoreError
 
 logger = logging.getLogger("shadowcat")
 
-_MOST_HELD: Final = 100
-"""Events before the answer to `initialize` that are held back with it."""
-
-# Rewritten for the upstream's side: its own address, its own session id, the length of what we send.
-_REPLACED: Final = frozenset({b"host", b"content-length", b"expect"})
-
-# What a request of our own says otherwise than the client's, whose headers it has for the rest.
-_OF_GET: Final = frozenset({b"accept", protocol.LAST_EVENT_ID})
-_OF_POST: Final = frozenset(
-    {b"accept", b"accept-encoding", b"content-length", b"content-type", protocol.LAST_EVENT_ID}
-)
-_ACCEPT_POST: Final = b"application/json, text/event-stream"
 _STREAM_HEADERS: Final = (
     (b"content-type", CONTENT_TYPE),
     (b"cache-control", b"no-cache, no-transform"),
@@ -72,6 +67,8 @@ class Proxy:
         self._gets = gets
         self._settings = settings
         self._counters = counters
+        self.restorer = Restorer(upstream, sessions, recorder, settings, counters)
+        self.restorer.tell = self._tell
 
     async def forward(self, request: ClientRequest, watch: ClientWatch) -> RelayResponse:
         """Send the client's request upstream, once, and return the response that relays the answer.
@@ -92,12 +89,17 @@ class Proxy:
             self._recorder.client_sent(session.id, request.messages, stream if _asked(request) else None)
             await self._recorder.settle()
         response = await self.upstream.open(prepare_request(request, session, self.upstream))
+        if session is not None and response.status in REFUSALS:
+            session, response = await self._unless_forgotten(session, request, response)
         try:
-            relay = _Relay(response, self._reader(session, request, response))
+            relay = Relay(response, self._reader(session, request, response))
             if session is not None:
                 # The upstream has processed it: that its client has left by now must not undo our part.
                 with anyio.CancelScope(shield=True):
                     await self._settle(session, request, response)
+                if sets_standing_state(request):
+                    limit = self._settings.max_message_bytes
+                    await remember(self.sessions, session, request, response, limit)
             elif is_initialize(request) and not protocol.is_stateless(request.protocol_version):
                 session = await self._begin(request, response, relay, stream)
             return self._respond(request, session, response, relay, stream)
@@ -122,15 +124,30 @@ class Proxy:
                 for stream in self._streams.of(session.id):
                     stream.cancel(cancelled_id(message.raw))
 
+    async def _unless_forgotten(
+        self, session: Session, request: ClientRequest, response: UpstreamResponse
+    ) -> tuple[Session, UpstreamResponse]:
+        """Return the session as it goes on, and what answers the request in it."""
+        restored = await self.restorer.restored(session, request, response)
+        if restored is None:
+            return session, response
+        if all(message.kind in ("response", "error") for message in request.messages) and request.messages:
+            # Who asked is gone with the former session; in the new one its id is another question's.
+            return restored, UpstreamResponse.accepted()
+        again = prepare_request(request, restored, self.upstream)
+        return restored, await self.upstream.open(replace(again, reason="recover"))
+
     async def _get(self, request: ClientRequest, session: Session) -> RelayResponse | None:
         """Return the session's GET stream, or the stream that the client comes back for; `None` where it is
         the upstream's to know which one that is."""
         if not self.sessions.has_accepted(session, request):
             # Nothing is shown to a credential that the upstream has not seen.
-            refusal = await self._vouch(request, session)
-            if refusal is not None:
-                return refusal
-        reopen = self._reopening(request, session)
+            recovery = Recovery(self.upstream, request, self._settings.max_message_bytes)
+            vouched, _ = await recovery.ask("ping", b"{}", session.upstream_session_id)
+            if vouched.status in (HTTPStatus.UNAUTHORIZED, HTTPStatus.FORBIDDEN):
+                return self._respond(request, session, vouched, Relay(vouched, None), None)
+            await self.sessions.settle(session, request, vouched)
+        reopen = self._reopening(request, session, GET_STREAM)
         headers = [*_STREAM_HEADERS, (protocol.SESSION_ID, session.id.encode("latin-1"))]
         try:
             if request.last_event_id:
@@ -141,42 +158,32 @@ class Proxy:
         if isinstance(found, LiveResponse):
             return found
         if isinstance(found, UpstreamResponse):
-            return self._respond(request, session, found, _Relay(found, None), None)
+            return self._respond(request, session, found, Relay(found, None), None)
         headers = response_headers(found.headers, session, self._settings)
         return RelayResponse(found.status, headers, _once(found.body), _nothing)
 
-    async def _vouch(self, request: ClientRequest, session: Session) -> RelayResponse | None:
-        """Ask the upstream whether it takes the request's credential; return its answer where it does not."""
-        ask = self._headers(request, session, _OF_GET)
-        body = b'{"jsonrpc":"2.0","id":"shadowcat-%b","method":"ping"}' % secrets.token_hex(8).encode()
-        ask += [(b"content-type", b"application/json"), (b"accept", _ACCEPT_POST)]
-        ask.append((b"content-length", b"%d" % len(body)))
-        response = await self.upstream.open(OutboundRequest("POST", ask, body, reason="recover"))
-        if response.status in (HTTPStatus.UNAUTHORIZED, HTTPStatus.FORBIDDEN):
-            return self._respond(request, session, response, _Relay(response, None), None)
-        try:
-            await self.sessions.settle(session, request, response)
-        finally:
-            await response.aclose()
-        return None
-
-    def _reopening(self, request: ClientRequest, session: Session) -> Reopen:
+    def _reopening(self, request: ClientRequest, session: Session, stream: str) -> Reopen:
         """Return what opens a stream of the session upstream with the credentials of this request."""
+        recovery = Recovery(self.upstream, request, self._settings.max_message_bytes)
 
         async def reopen(after: str | None, reason: Reason = "recover") -> UpstreamResponse:
             current = await self.sessions.current(session)
-            ask = self._headers(request, current, _OF_POST)
-            ask.append((b"accept", CONTENT_TYPE))
-            if after is not None:
-                ask.append((protocol.LAST_EVENT_ID, after.encode()))
-            return await self.upstream.open(OutboundRequest("GET", ask, query=request.query, reason=reason))
+            response = await recovery.open_stream(current.upstream_session_id, after, reason)
+            if stream != GET_STREAM or response.status not in REFUSALS:
+                return response
+            restored = await self.restorer.restored(current, request, response)
+            if restored is None:
+                return response
+            # The ids of the former session mean nothing in the new one.
+            return await recovery.open_stream(restored.upstream_session_id, None, "recover")
 
         return reopen
 
-    def _headers(self, request: ClientRequest, session: Session, drop: frozenset[bytes]) -> Headers:
-        return [
-            pair for pair in prepare_request(request, session, self.upstream).headers if pair[0] not in drop
-        ]
+    def _tell(self, session: Session, notifications: list[bytes]) -> None:
+        """Send these on the session's GET stream, as soon as that is open again, too."""
+        live = self._streams.find(session.id, GET_STREAM)
+        if live is not None:
+            live.to_say += notifications
 
     def _reader(
         self, session: Session | None, request: ClientRequest, response: UpstreamResponse
@@ -187,7 +194,7 @@ class Proxy:
         return None
 
     async def _begin(
-        self, request: ClientRequest, response: UpstreamResponse, relay: _Relay, stream: str
+        self, request: ClientRequest, response: UpstreamResponse, relay: Relay, stream: str
     ) -> Session | None:
         """Store the session before the first byte of its `initialize` answer leaves.
 
@@ -225,7 +232,7 @@ class Proxy:
         request: ClientRequest,
         session: Session | None,
         response: UpstreamResponse,
-        relay: _Relay,
+        relay: Relay,
         stream: str | None,
     ) -> RelayResponse:
         headers = response_headers(response.headers, session, self._settings)
@@ -249,7 +256,7 @@ class Proxy:
         request: ClientRequest,
         session: Session,
         response: UpstreamResponse,
-        relay: _Relay,
+        relay: Relay,
         stream: str,
         headers: Headers,
     ) -> RelayResponse:
@@ -260,7 +267,7 @@ class Proxy:
             session.id,
             stream,
             EventTap(stream, settings.max_message_bytes, _asked(request)),
-            self._reopening(request, session),
+            self._reopening(request, session, stream),
             self._recorder,
             settings,
             polled=polled,
@@ -277,98 +284,6 @@ class Proxy:
         )
 
 
-class _Relay:
-    """One upstream body on its way: what was held back of it, the rest, and who reads along."""
-
-    def __init__(self, response: UpstreamResponse, reader: Reader | None) -> None:
-        self.reader = reader
-        # A JSON message is known at the body's end only: its last chunk waits where it must be durable first.
-        self._keeps_last = response.media is Media.JSON
-        self._chunks = aiter(response)
-        self._held: list[bytes] = []
-        self._arrived: list[Arrival] = []
-        self._ended = False
-
-    async def hold_until_answer(self, asked: MessageEnvelope, limit: int) -> MessageEnvelope | None:
-        """Read on until the answer to the request has come; `None` where the body ends or `limit` bytes pass
-        without it. What was read is held back and not lost."""
-        held = 0
-        while self.reader is not None and held <= limit and len(self._arrived) <= _MOST_HELD:
-            chunk = await anext(self._chunks, None)
-            self._ended = chunk is None
-            arrivals = self.reader.end() if chunk is None else self.reader.feed(chunk)
-            self._arrived += arrivals
-            if chunk is not None:
-                self._held.append(chunk)
-                held += len(chunk)
-            if answer := _answer_among(arrivals, asked):
-                return answer
-            if self._ended:
-                break
-        return None
-
-    async def body(self) -> AsyncIterator[bytes]:
-        """Iterate over all chunks."""
-        for chunk in self._held:
-            yield chunk
-        self._held.clear()
-        if not self._ended:
-            async for chunk in self._chunks:
-                yield chunk
-
-    async def recorded(self, recorder: Recorder, session_id: str, stream: str) -> AsyncIterator[bytes]:
-        """Iterate over all chunks; what arrives in them is recorded before they go on."""
-        reader = self.reader
-        name = None if self._keeps_last else stream
-        await recorder.pass_on(session_id, self._arrived, name)
-        for chunk in self._held:
-            yield chunk
-        self._held.clear()
-        self._arrived.clear()
-        if self._ended:
-            return
-        last = b""
-        keeps_last = self._keeps_last and recorder.holds(session_id)
-        async for chunk in self._chunks:
-            if reader is not None:
-                await recorder.pass_on(session_id, reader.feed(chunk), name)
-            yield last if keeps_last else chunk
-            last = chunk
-        if reader is not None:
-            await recorder.pass_on(session_id, reader.end(), name)
-        if keeps_last:
-            yield last
-
-
-def prepare_request(request: ClientRequest, session: Session | None, upstream: Upstream) -> OutboundRequest:
-    """Return what goes upstream: what came, with the upstream's address and session id for ours."""
-    headers: Headers = [(b"host", upstream.host)]
-    for name, value in end_to_end(request.headers, _REPLACED):
-        if name == protocol.SESSION_ID:
-            # A request without a session of ours must not reach one of the upstream's by naming its id.
-            if session is not None and session.upstream_session_id is not None:
-                headers.append((name, session.upstream_session_id.encode("latin-1")))
-        elif name == b"origin" and request.is_own_origin:
-            # Same-origin to us is same-origin to the upstream, whose own check it must pass.
-            headers.append((name, upstream.origin))
-        else:
-            headers.append((name, value))
-    if request.method == "POST" or request.body:
-        headers.append((b"content-length", b"%d" % len(request.body)))
-    return OutboundRequest(request.method, headers, request.body, request.query)
-
-
-def response_headers(came: Headers, session: Session | None, settings: Settings) -> Headers:
-    """Return what the client gets: what came, with our session id for the upstream's."""
-    headers = end_to_end(came)
-    if settings.session_ids == "upstream":
-        return headers
-    headers = [pair for pair in headers if pair[0] != protocol.SESSION_ID]
-    if session is not None:
-        headers.append((protocol.SESSION_ID, session.id.encode("latin-1")))
-    return headers
-
-
 def _asked(request: ClientRequest) -> list[JsonRpcId]:
     return [message.id for message in request.messages if message.kind == "request"]
 
@@ -379,11 +294,3 @@ async def _once(body: bytes) -> AsyncIterator[bytes]:
 
 async def _nothing() -> None:
     pass
-
-
-def _answer_among(arrivals: Sequence[Arrival], asked: MessageEnvelope) -> MessageEnvelope | None:
-    for arrival in arrivals:
-        for message in arrival.messages:
-            if message.kind in ("response", "error") and message.id == asked.id:
-                return message
-    return None

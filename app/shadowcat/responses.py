@@ -23,8 +23,16 @@ class RelayResponse(StreamingResponse):
     """
 
     def __init__(
-        self, status: int, headers: Headers, body: AsyncIterator[bytes], close: Callable[[], Awaitable[None]]
+        self,
+        status: int,
+        headers: Headers,
+        body: AsyncIterator[bytes],
+        close: Callable[[], Awaitable[None]],
+        *,
+        is_recorded_whole: bool = False,
     ) -> None:
+        self.is_recorded_whole = is_recorded_whole
+        """Whether it goes to the tape at its end, so that it is worth reading for a client that has left."""
         # Not the parent's __init__: it would add headers to those that came.
         self.status_code = status
         self.raw_headers = headers

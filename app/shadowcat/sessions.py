@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import logging
 import secrets
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from typing import Final
 
 import anyio
@@ -24,6 +24,7 @@ from shadowcat_stores import (
     Session,
     SessionConflict,
     SessionExists,
+    SessionNotFound,
     SessionStore,
     StoreError,
     StoreFull,
@@ -33,6 +34,7 @@ logger = logging.getLogger("shadowcat.sessions")
 
 _ID_BYTES: Final = 24
 _TOUCH_AT_MOST: Final = 60.0
+_LEAVING_KEPT: Final = 1000
 _KEPT_JSON: Final = 16 * 1024
 """Bytes of `initialize` params and of `serverInfo` that a session keeps: more is no honest handshake."""
 
@@ -41,13 +43,16 @@ class _Params(msgspec.Struct):
     params: msgspec.Raw = msgspec.Raw(b"")
 
 
-class _InitializeResult(msgspec.Struct, rename="camel"):
+class InitializeResult(msgspec.Struct, rename="camel"):
+    """What a server says of itself. `b""` stands for what it does not say."""
+
     protocol_version: str | None = None
     server_info: msgspec.Raw = msgspec.Raw(b"")
+    capabilities: msgspec.Raw = msgspec.Raw(b"")
 
 
 class _InitializeAnswer(msgspec.Struct):
-    result: _InitializeResult
+    result: InitializeResult
 
 
 def is_initialize(request: ClientRequest) -> bool:
@@ -70,6 +75,8 @@ class SessionManager:
         self._credential_headers = frozenset(name.lower().encode() for name in settings.credential_headers)
         self._ended: set[str] = set()
         """Sessions that their clients have ended, and that the store could not delete yet."""
+        self._leaving: dict[str, None] = {}
+        """Sessions that their clients have asked to end: what they still send is not worth beginning anew."""
 
     async def resolve(self, request: ClientRequest) -> Session | None:
         """Return the session that the request names; `None` where it needs none.
@@ -92,6 +99,8 @@ class SessionManager:
         if not may_use(session, self._credentials(request)):
             raise SessionUnknown
         await self._touch(session)
+        if request.method == "DELETE":
+            self._leave(session_id)
         return session
 
     def has_accepted(self, session: Session, request: ClientRequest) -> bool:
@@ -107,6 +116,12 @@ class SessionManager:
                 return await self._cache.get(session.id) or session
         except StoreDown:
             return session
+
+    def _leave(self, session_id: str) -> None:
+        if len(self._leaving) >= _LEAVING_KEPT:
+            # The oldest: of a DELETE that the upstream never answered nothing more is heard.
+            del self._leaving[next(iter(self._leaving))]
+        self._leaving[session_id] = None
 
     def _require_none(self, request: ClientRequest) -> None:
         # With the upstream's own ids a server may keep no session at all, so the upstream judges.
@@ -154,7 +169,7 @@ class SessionManager:
         if refused or (response.session_id is None and not self._own_ids):
             return None
         session_id = secrets.token_urlsafe(_ID_BYTES) if self._own_ids else str(response.session_id)
-        result = _read_result(answer)
+        result = read_result(answer)
         now = self._store.clock()
         session = Session(
             id=session_id,
@@ -166,6 +181,7 @@ class SessionManager:
             protocol_version=result.protocol_version,
             initialize=_at_most(bytes(_read_params(request))),
             server_info=_at_most(bytes(result.server_info)),
+            server_capabilities=_at_most(bytes(result.capabilities)),
         )
         with self._store_errors():
             try:
@@ -186,6 +202,9 @@ class SessionManager:
                     await self._accept(session, self._credentials(request))
         except StoreDown as exc:
             logger.warning("session %s could not be updated: %s", session.id, exc)
+        finally:
+            if request.method == "DELETE":
+                self._leaving.pop(session.id, None)
 
     async def _end(self, session_id: str) -> None:
         self._ended.add(session_id)
@@ -205,15 +224,94 @@ class SessionManager:
             with self._store_errors():
                 await self._end(session_id)
 
-    async def _accept(self, session: Session, credentials: Credentials) -> None:
-        current: Session | None = session
-        while current is not None and (accepted := with_accepted(current, credentials)) is not current:
+    async def read(self, session_id: str) -> Session:
+        """Return the session as the store has it now.
+
+        Raises:
+            SessionUnknown: it has ended.
+            StoreDown: the store cannot say.
+        """
+        with self._store_errors():
+            session = await self._store.get_session(session_id)
+        if session is None or session_id in self._ended:
+            self._cache.discard(session_id)
+            raise SessionUnknown
+        self._cache.put(session)
+        return session
+
+    async def update(self, session: Session, change: Callable[[Session], Session]) -> Session | None:
+        """Change the session by compare-and-set; return it as it then is, or `None` where it has ended.
+
+        Args:
+            session: the record as last read.
+            change: returns the changed record, or the one it was given. Asked again with a newer one where
+                somebody else was faster.
+
+        Raises:
+            StoreDown: the store does not take it.
+        """
+        with self._store_errors():
+            current: Session | None = session
+            while current is not None and (changed := change(current)) is not current:
+                try:
+                    current = await self._store.update_session(changed)
+                    break
+                except SessionConflict:
+                    current = await self._store.get_session(session.id)
+                except SessionNotFound:
+                    current = None
+        if current is None:
+            self._cache.discard(session.id)
+        elif current is not session:
+            self._cache.put(current)
+        return current
+
+    async def end(self, session_id: str) -> None:
+        """Delete the session: at once for this process, in the store as soon as it takes it."""
+        try:
+            with self._store_errors():
+                await self._end(session_id)
+        except StoreDown as exc:
+            logger.warning("session %s could not be deleted yet: %s", session_id, exc)
+
+    async def claim(self, session_id: str, name: str, owner: str, lease: float) -> int | None:
+        """Become the only one, among all processes, who has this name's claim; return the token to release.
+
+        Returns:
+            The token; `None` while somebody else has the claim.
+
+        Raises:
+            SessionUnknown: the session has ended.
+            StoreDown: the store cannot say.
+        """
+        with self._store_errors():
             try:
-                self._cache.put(await self._store.update_session(accepted))
-            except SessionConflict:
-                current = await self._store.get_session(session.id)
-            else:
-                return
+                claim = await self._store.claim_stream(session_id, name, owner=owner, lease=lease)
+            except SessionNotFound:
+                raise SessionUnknown from None
+        return None if claim is None else claim.token
+
+    async def release(self, session_id: str, name: str, token: int) -> None:
+        """Give the claim back. A store that does not take it lets it run out."""
+        with suppress(StoreDown), self._store_errors():
+            await self._store.release_stream(session_id, name, token=token)
+
+    def may_restore(self, session: Session, request: ClientRequest) -> bool:
+        """Return whether the session may be begun anew upstream with what this request shows.
+
+        That is more than being let in: a session without credentials is open to any, and stays nobody's, so
+        only credentials count that were accepted on it. And its client must not be about to end it.
+        """
+        credentials = self._credentials(request)
+        return session.id not in self._leaving and (
+            not credentials
+            or credentials.digest(session.id) in session.credentials
+            or credentials.principal(session.id) == session.principal
+        )
+
+    async def _accept(self, session: Session, credentials: Credentials) -> None:
+        if with_accepted(session, credentials) is not session:
+            await self.update(session, lambda current: with_accepted(current, credentials))
 
     @contextmanager
     def _store_errors(self) -> Iterator[None]:
@@ -239,11 +337,12 @@ def _read_params(request: ClientRequest) -> msgspec.Raw:
         return msgspec.Raw(b"")
 
 
-def _read_result(answer: MessageEnvelope | None) -> _InitializeResult:
+def read_result(answer: MessageEnvelope | None) -> InitializeResult:
+    """Return what the answer to `initialize` says; nothing of it where it cannot be read."""
     try:
         return msgspec.json.decode(b"" if answer is None else answer.raw, type=_InitializeAnswer).result
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
-        return _InitializeResult()
+        return InitializeResult()
 
 
 def _at_most(raw: bytes) -> bytes:

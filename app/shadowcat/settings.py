@@ -44,6 +44,10 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     server that gives no id has no session here either."""
     session_ttl: float = 86_400.0
     """Seconds a session lives after its last request."""
+    restore_sessions: bool = True
+    """Whether a session that the upstream has forgotten, as after a restart, is begun there anew with its
+    handshake, log level and resource subscriptions, and the refused request sent once more. What else the
+    server kept in it is lost. It must be the same server in the same version. Off: its 404 passes."""
 
     max_body_bytes: int = 4 * 1024 * 1024
     """Bytes of a request body. A larger one is refused with 413."""

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import nullcontext
 from dataclasses import dataclass
 from enum import Enum
-from typing import Final, cast
+from typing import Final, Self, cast
 
 import anyio
 import httpx2
@@ -61,7 +61,10 @@ class UpstreamResponse:
     Iterate it once for the body's chunks as they came; `aclose` it in any case, a second time does nothing.
     """
 
-    __slots__ = ("_stream", "content_encoding", "headers", "media", "session_id", "status")
+    __slots__ = (
+        "_chunks", "_peeked", "_stream", "content_encoding", "headers", "media", "session_id", "status",
+        "watch",
+    )  # fmt: skip
 
     def __init__(self, status: int, headers: Headers, stream: httpx2.AsyncByteStream) -> None:
         self.status = status
@@ -70,17 +73,51 @@ class UpstreamResponse:
             # Where both came, this one did not count: https://www.rfc-editor.org/rfc/rfc9112#section-6.3
             self.headers = [pair for pair in self.headers if pair[0] != b"content-length"]
         self._stream = stream
+        self._chunks = aiter(stream)
+        self._peeked: list[bytes] = []
+        self.watch: Callable[[bytes], Awaitable[None]] | None = None
+        """Awaited with each chunk before it is handed on."""
         found = dict(self.headers)
         self.media = Media.of(found.get(b"content-type"))
         self.content_encoding: bytes = found.get(b"content-encoding", b"").strip().lower()
         self.session_id: str | None = found.get(protocol.SESSION_ID, b"").decode("latin-1") or None
 
+    @classmethod
+    def accepted(cls) -> Self:
+        """Return the answer to a message that needs to go nowhere any more."""
+        return cls(202, [(b"content-length", b"0")], httpx2.ByteStream(b""))
+
     async def __aiter__(self) -> AsyncIterator[bytes]:
+        for chunk in self._peeked:
+            yield chunk
         try:
-            async for chunk in self._stream:
+            async for chunk in self._chunks:
+                if self.watch is not None:
+                    await self.watch(chunk)
                 yield chunk
         except httpx2.TransportError as exc:
-            raise UpstreamBroke(f"The upstream's response ended half way: {exc}") from exc
+            raise _broke(exc) from exc
+
+    async def peek(self, most: int) -> bytes:
+        """Return the body, or its first `most` bytes and what came with them; iterating still gives all.
+
+        A body that ends within them has given its connection back.
+
+        Raises:
+            UpstreamBroke: it broke before.
+        """
+        size = sum(map(len, self._peeked))
+        try:
+            while size < most:
+                chunk = await anext(self._chunks, None)
+                if chunk is None:
+                    await self.aclose()
+                    break
+                self._peeked.append(chunk)
+                size += len(chunk)
+        except httpx2.TransportError as exc:
+            raise _broke(exc) from exc
+        return b"".join(self._peeked)
 
     async def aclose(self) -> None:
         """Give the connection back, or close it where the body was not read to its end. Not cancelled."""
@@ -156,6 +193,10 @@ class Upstream:
             return self._url
         joined = b"&".join(part for part in (self._url.query, query) if part)
         return self._url.copy_with(query=joined)
+
+
+def _broke(exc: httpx2.TransportError) -> UpstreamBroke:
+    return UpstreamBroke(f"The upstream's response ended half way: {exc}")
 
 
 def _translate(exc: httpx2.TransportError) -> ShadowcatError:

@@ -59,6 +59,12 @@ class ClientWatch:
         if self.has_left:
             answer.client_left()
 
+    def lose_patience(self) -> None:
+        """Leave the block as soon as the client has left: nobody would find what is still to come."""
+        self.patience = 0.0
+        if self.has_left:
+            self._scope.cancel()
+
     def cut(self) -> None:
         """Leave the block now: the server that is stopping has waited long enough."""
         if self._answer is not None:

@@ -15,7 +15,8 @@ GET_STREAM = "get"
 """The name of a session's standalone GET stream (the default stream of the last event id)."""
 
 Kind = Literal["request", "notification", "response", "error", "other", "gap"]
-"""What a message is. `other`: an event or a body that is no JSON-RPC message, kept as it came. `gap`: no
+"""What a message is. `other`: an event or a body that is no JSON-RPC message, kept as it came; or the proxy's
+`{"shadowcat":"session_restored"}`, where the server begins anew since it had forgotten the session. `gap`: no
 message, but the place of some that could not be recorded; `raw` says how many, as `{"dropped": 3}`."""
 
 Direction = Literal["client", "server"]
@@ -82,6 +83,12 @@ class Session(msgspec.Struct, frozen=True, kw_only=True):
     """The params of the client's `initialize`, as JSON: what restoring the session sends again."""
     server_info: bytes = b""
     """The server's `serverInfo`, as JSON: how a restored upstream is recognised."""
+    server_capabilities: bytes = b""
+    """The capabilities the server declared, as JSON."""
+    log_level: str = ""
+    """The level that the client has set with `logging/setLevel`; empty where it has set none."""
+    subscriptions: tuple[str, ...] = ()
+    """The URIs of the resources that the client is subscribed to, newest last."""
     revision: int = 0
     """Counts the updates; `update_session` compares it. A new record has 0, a stored one at least 1."""
     labels: dict[str, str] = {}

@@ -28,12 +28,13 @@ async def run_client(url: str, scenario: str) -> dict[str, Any]:
     return result
 
 
-def everything_server() -> ServerProcess:
-    """Start npm's everything server, on a port that was free just now: it cannot choose one itself."""
+def everything_server(port: int = 0) -> ServerProcess:
+    """Start npm's everything server on the port, or on one that was free just now: it cannot choose one."""
     if not _EVERYTHING.exists():
         raise FileNotFoundError(f"{_EVERYTHING} is missing: `make sync` installs it")
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    if not port:
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            port = probe.getsockname()[1]
     command = [str(NODE), "--import", str(HERE / "count.mjs"), str(_EVERYTHING), "streamableHttp"]
     return ServerProcess("the everything server", command, env={"PORT": str(port)})

@@ -89,6 +89,7 @@ class ScriptedUpstream:
 
     def __init__(self) -> None:
         self.url = ""
+        self.server: asyncio.Server
         self.received: list[Received] = []
         self.script: Script = echo
         self.handshake: Script | None = None
@@ -175,7 +176,7 @@ async def _read_request(reader: asyncio.StreamReader) -> Received:
 async def scripted_upstream() -> AsyncIterator[ScriptedUpstream]:
     """Run a scripted upstream on a free port of loopback."""
     upstream = ScriptedUpstream()
-    server = await asyncio.start_server(upstream.accept, "127.0.0.1", 0)
+    server = upstream.server = await asyncio.start_server(upstream.accept, "127.0.0.1", 0)
     upstream.url = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}/mcp"
     try:
         yield upstream

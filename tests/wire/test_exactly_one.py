@@ -60,7 +60,7 @@ def audited(proxy: Proxied) -> tuple[int, int]:
 async def test_one_client_request_is_one_upstream_request(
     upstream: ScriptedUpstream, name: str, tape: str
 ) -> None:
-    async with proxied(upstream.url, tape=tape, response_timeout=0.2) as proxy:
+    async with proxied(upstream.url, tape=tape, response_timeout=0.2, restore_sessions=False) as proxy:
         await proxy.begin()
         upstream.script = SCRIPTS[name]
         for number in range(5):

@@ -115,7 +115,6 @@ async def test_a_compressed_body_stays_compressed(
     ids=lambda value: value if isinstance(value, str) else "",
 )
 async def test_status_headers_and_body_arrive_as_they_were_sent(
-    proxy: Proxied,
     upstream: ScriptedUpstream,
     status: str,
     headers: list[tuple[str, str]],
@@ -131,9 +130,10 @@ async def test_status_headers_and_body_arrive_as_they_were_sent(
     async def script(received: Received, connection: Connection) -> None:
         await connection.respond(body, *sent, status=status)
 
-    await proxy.begin()
-    upstream.script = script
-    response = await proxy.call()
+    async with proxied(upstream.url, restore_sessions=False) as proxy:
+        await proxy.begin()
+        upstream.script = script
+        response = await proxy.call()
     assert response.status_code == int(status[:3])
     assert response.content == body
     expected = [(name.lower().encode(), value.encode()) for name, value in sent]

@@ -36,6 +36,9 @@ SESSIONS = st.builds(
     credentials=st.lists(_TEXT, max_size=3).map(tuple),
     initialize=st.binary(max_size=200),
     server_info=st.binary(max_size=200),
+    server_capabilities=st.binary(max_size=200),
+    log_level=_TEXT,
+    subscriptions=st.lists(_TEXT, max_size=3).map(tuple),
     labels=st.dictionaries(_TEXT, _TEXT, max_size=4),
 )
 """Records with anything in them that a record may hold."""

@@ -1,9 +1,9 @@
 """A sample MCP server on the Python SDK: one tool for each thing that a proxy can get wrong.
 
-    python everything.py [--json] [--stateless]
+    python everything.py [--json] [--stateless] [--port PORT]
 
-It takes a free port and says which in its first line. Beside `/mcp` it has a side channel, which tests use
-directly, never through the proxy:
+It takes the port, or a free one, and says which in its first line. Beside `/mcp` it has a side channel, which
+tests use directly, never through the proxy:
 
     POST /_signals/NAME    give the signal NAME: whoever waits for it goes on
     GET  /_signals/NAME    answer once the signal NAME was given, by a tool or by a test
@@ -215,11 +215,12 @@ def main() -> None:
         "--json", action="store_true", help="answer with a JSON body instead of an SSE stream"
     )
     parser.add_argument("--stateless", action="store_true", help="keep no sessions")
+    parser.add_argument("--port", type=int, default=0)
     options = parser.parse_args()
     app = server.streamable_http_app(json_response=options.json, stateless_http=options.stateless)
     app.router.routes.extend(SIDE_CHANNEL)
     config = uvicorn.Config(RequestLog(app), log_level="warning", timeout_graceful_shutdown=1)
-    listener = socket.create_server(("127.0.0.1", 0), backlog=128)
+    listener = socket.create_server(("127.0.0.1", options.port), backlog=128)
     sys.stdout.write(f"listening on port {listener.getsockname()[1]}\n")
     sys.stdout.flush()
     uvicorn.Server(config).run(sockets=[listener])

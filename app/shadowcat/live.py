@@ -1,0 +1,285 @@
+"""A stream of a session that is read at this moment, to its end, for whoever listens to it.
+
+A stream outlives its client's connection: who reads it is the request that opened it, and goes on reading
+when that client has left. What comes then is on the tape, within limits; who asks for it gets it from there
+and takes the stream over.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import AsyncIterator
+from typing import Final, Protocol
+
+import anyio
+
+from shadowcat.counters import Reason
+from shadowcat.errors import AmbiguousDelivery, SessionUnknown, ShadowcatError, UpstreamBroke
+from shadowcat.headers import Headers
+from shadowcat.listener import Listener
+from shadowcat.pauses import LONGEST, Pauses
+from shadowcat.recorder import Recorder
+from shadowcat.replay import Cursor
+from shadowcat.settings import Settings
+from shadowcat.sse import write_retry
+from shadowcat.tap import EventTap, Taken
+from shadowcat.upstream import Media, UpstreamResponse
+from shadowcat_stores import GET_STREAM, JsonRpcId
+
+logger = logging.getLogger("shadowcat.streams")
+
+_LAST_WORDS: Final = 5.0
+"""Seconds that a slow client has to take how a stream ended."""
+_LOST: Final = (
+    "The MCP server's answer was lost on its way and cannot be had again. The request may have been "
+    "processed: check before you send it again."
+)
+
+
+class Reopen(Protocol):
+    """Opens a stream upstream again."""
+
+    async def __call__(self, after: str | None, reason: Reason = "recover") -> UpstreamResponse:
+        """Ask for what comes after the event of this id.
+
+        Raises:
+            UpstreamError: the upstream cannot be asked.
+        """
+
+
+class LiveStream:
+    """One stream of a session: read from the upstream, numbered, recorded, and sent to who listens."""
+
+    def __init__(
+        self,
+        session_id: str,
+        name: str,
+        tap: EventTap,
+        reopen: Reopen,
+        recorder: Recorder,
+        settings: Settings,
+        *,
+        polled: bool = False,
+        again: bool = False,
+    ) -> None:
+        """Begin.
+
+        Args:
+            session_id: whose it is.
+            name: the stream's name on the tape.
+            tap: what numbers its events.
+            reopen: opens it upstream again.
+            recorder: what it is recorded with.
+            settings: the limits.
+            polled: whether its client comes back by itself when the stream ends (since 2025-11-25).
+            again: whether it was opened upstream before: then it ends with the last answer, which servers
+                do not end it at.
+        """
+        self.session_id = session_id
+        self.name = name
+        self.tap = tap
+        self.is_standalone = name == GET_STREAM
+        self.listener: Listener | None = None
+        self.to_say: list[bytes] = []
+        """Messages of the proxy's own, for when it is open upstream again."""
+        self.headers: Headers = []
+        """Of the upstream's response, where others than the first listener are to get them."""
+        self.token = 0
+        """Of this replica's claim; 0 where it has none."""
+        self.begun = Cursor(name)
+        """The place on the tape before its first event."""
+        self.left_at: str | None = None
+        """The id of the newest event when its listener left."""
+        self._reopen = reopen
+        self._recorder = recorder
+        self._settings = settings
+        self._polled = polled
+        self._again = again
+        self._scope = anyio.CancelScope()
+        self._taken_up = anyio.Event()
+        self._ahead_bytes = 0
+        self._ahead_events = 0
+        self._handed_on = False
+        """Whether it ends here, to be opened elsewhere."""
+        self._goes_on_upstream = False
+        """Whether the upstream has ended it only until the client comes back."""
+        self._has_ended = False
+        self.over = anyio.Event()
+        """Set when it has ended, and all there was is recorded."""
+        self._pauses = Pauses(settings.recover_seconds)
+
+    # -- who listens ----------------------------------------------------------------------------------------
+
+    def attach(self, listener: Listener) -> bool:
+        """Send what comes from now on to this listener; one that listens already is ended.
+
+        Returns:
+            Whether anything will come: not where the stream has ended.
+        """
+        if self._has_ended:
+            return False
+        if self.listener is not None:
+            self.listener.hand_over()
+        self.listener = listener
+        self.read_on()
+        self._scope.deadline = float("inf")
+        return True
+
+    def detach(self, listener: Listener) -> None:
+        """Go on without this listener, whose client has left: as far as the limits reach, and no longer than
+        `adopt_seconds`."""
+        listener.leave()
+        if listener is self.listener:
+            self.listener = None
+            self.left_at = self.tap.last_id
+            self.wait_for_listener()
+
+    def read_on(self) -> None:
+        """Go on as if its listener had only just left: one listens to it by way of the store."""
+        self._ahead_bytes = self._ahead_events = 0
+        self._taken_up.set()
+        self._taken_up = anyio.Event()
+        self.wait_for_listener()
+
+    def wait_for_listener(self, at_least: float = 0.0) -> None:
+        """End it when nobody comes to listen."""
+        self._scope.deadline = anyio.current_time() + max(at_least, self._settings.adopt_seconds)
+
+    # -- its life -------------------------------------------------------------------------------------------
+
+    async def run(self, response: UpstreamResponse | None, body: AsyncIterator[bytes] | None = None) -> None:
+        """Read the stream to its end.
+
+        Args:
+            response: the upstream's response, which is closed when it has been read; `None` where it has to
+                be opened first.
+            body: its chunks, where some have been read of it.
+        """
+        try:
+            with self._scope:
+                await self._read_all(response, body)
+            self._has_ended = True
+            with anyio.move_on_after(_LAST_WORDS):
+                await self._conclude()
+        finally:
+            self._has_ended = True
+            self.over.set()
+
+    async def _conclude(self) -> None:
+        """Tell who listens how it ended."""
+        if self._handed_on and self.listener is not None:
+            await self.listener.write(write_retry(self._settings.reconnect_after))
+        elif not self._goes_on_upstream:
+            if self.tap.unanswered:
+                logger.warning("session %s: a stream has ended without its answer", self.session_id)
+            for request_id in tuple(self.tap.unanswered):
+                lost = self.tap.add(AmbiguousDelivery(_LOST).message(request_id))
+                await self._recorder.pass_on(self.session_id, lost.arrivals, self.name, self.token)
+                if self.listener is not None:
+                    await self.listener.write(lost.data)
+        if self.listener is not None:
+            await self.listener.end()
+
+    def hand_on(self) -> bool:
+        """End it here, where it can be opened elsewhere without a loss; say whether it can."""
+        if self.is_standalone or (self._polled and self.tap.upstream_id is not None):
+            self._handed_on = True
+            self._scope.cancel()
+        return self._handed_on
+
+    def end(self) -> None:
+        """End it: what is missing is said."""
+        self._scope.cancel()
+
+    def drop(self) -> None:
+        """End it: nobody waits for what is missing."""
+        self.tap.unanswered.clear()
+        self._scope.cancel()
+
+    def cancel(self, request_id: JsonRpcId) -> None:
+        """Expect no answer to this request any more. Where nobody listens and nothing is missing, end."""
+        self.tap.unanswered.discard(request_id)
+        if self.listener is None and not self.tap.unanswered:
+            self._scope.cancel()
+
+    # -- reading --------------------------------------------------------------------------------------------
+
+    async def _read_all(self, response: UpstreamResponse | None, body: AsyncIterator[bytes] | None) -> None:
+        if self.is_standalone and self.listener is None:
+            await self._taken_up.wait()
+        is_broken = response is None or await self._read(response, body or aiter(response))
+        while self._can_go_on(is_broken):
+            again = await self._open_again(is_broken)
+            if again is None:
+                return
+            self._again = True
+            self.tap.reconnect()
+            while self.to_say:
+                await self._pass(self.tap.add(self.to_say.pop(0)))
+            is_broken = await self._read(again, aiter(again))
+
+    def _can_go_on(self, is_broken: bool) -> bool:
+        """Return whether the stream is to be opened again where its connection has ended."""
+        if self.is_standalone:
+            return self.listener is not None
+        if not self.tap.unanswered or self.tap.upstream_id is None:
+            return False
+        # An upstream that ends it cleanly expects the client back, in its own time. A client that knows
+        # nothing of a connection that broke knows nothing of the end of the next one either.
+        self._goes_on_upstream = not (is_broken or self._again)
+        return not self._goes_on_upstream
+
+    async def _read(self, response: UpstreamResponse, body: AsyncIterator[bytes]) -> bool:
+        """Read one connection to its end; return whether it broke."""
+        begun, position = time.monotonic(), self.tap.position
+        try:
+            async for chunk in body:
+                await self._pass(self.tap.feed(chunk))
+                if self._again and not self.is_standalone and not self.tap.unanswered:
+                    break
+        except UpstreamBroke:
+            return True
+        finally:
+            await response.aclose()
+            if self.tap.position > position or time.monotonic() - begun > LONGEST:
+                self._pauses.reset()
+        return False
+
+    async def _pass(self, taken: Taken) -> None:
+        # Whoever listens later finds on the tape what is recorded by now, so this is who gets it.
+        listener = self.listener
+        await self._recorder.pass_on(self.session_id, taken.arrivals, self.name, self.token)
+        if not taken.data:
+            return
+        if listener is not None:
+            await listener.write(taken.data)
+        elif self.listener is None:
+            await self._read_ahead(taken)
+
+    async def _read_ahead(self, taken: Taken) -> None:
+        """Wait for somebody who listens where enough was read without."""
+        self._ahead_bytes += len(taken.data)
+        self._ahead_events += len(taken.arrivals)
+        limits = self._settings
+        if self._ahead_bytes >= limits.adopt_bytes or self._ahead_events >= limits.adopt_events:
+            await self._taken_up.wait()
+
+    # -- where it breaks ------------------------------------------------------------------------------------
+
+    async def _open_again(self, is_broken: bool) -> UpstreamResponse | None:
+        """Open the stream upstream where it ended; return `None` where that cannot be done."""
+        patience = 0 if is_broken else self._settings.reconnect_after
+        while await self._pauses.wait((patience if self.tap.retry is None else self.tap.retry) / 1000):
+            try:
+                response = await self._reopen(self.tap.upstream_id)
+            except SessionUnknown:
+                return None
+            except ShadowcatError:
+                continue
+            if response.status == 200 and response.media is Media.SSE:
+                return response
+            await response.aclose()
+            if response.status < 500:
+                return None
+        return None
