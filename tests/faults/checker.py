@@ -1,0 +1,161 @@
+"""Judges a run: whatever a client was not told, was told twice, or could have been told and was not."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+
+from tests.faults.ledger import Heard, Ledger
+from tests.faults.run import Run
+from tests.faults.schedule import HELD, Call, Promise, Schedule
+
+_UPSTREAMS = ("cut_upstream", "restart_upstream", "forget_session")
+_PROXIES = ("kill_proxy", "drain_proxy")
+
+
+@dataclass
+class Verdict:
+    """What is wrong with a run, and what it counts for."""
+
+    problems: list[str] = field(default_factory=list)
+    messages: int = 0
+    lost: int = 0
+    duplicated: int = 0
+    outcomes: Counter[str] = field(default_factory=Counter)
+
+
+def judge(run: Run, promise: Promise = HELD) -> Verdict:
+    """Judge it by what is promised."""
+    verdict = Verdict(list(run.problems))
+    judged = _Judged(run, promise)
+    for heard in run.ledger.heard.values():
+        verdict.messages += len(heard.numbers)
+        verdict.outcomes[heard.outcome] += 1
+        verdict.duplicated += len(heard.numbers) - len(set(heard.numbers))
+        missing, problems = judged.call(heard) if heard.call is not None else judged.get(heard)
+        verdict.lost += missing
+        verdict.problems += [f"{heard.name}: {each}" for each in problems]
+    verdict.problems += judged.executions()
+    verdict.problems += judged.ids()
+    return verdict
+
+
+class _Judged:
+    def __init__(self, run: Run, promise: Promise) -> None:
+        self._ledger: Ledger = run.ledger
+        self._schedule: Schedule = run.schedule
+        self._promise = promise
+        self._tapes = run.tapes
+        self._calls: dict[int, Call] = {call.id: call for call in run.schedule.calls}
+        self._resumable = run.schedule.upstream == "resumable"
+
+    def call(self, heard: Heard) -> tuple[int, list[str]]:
+        """Return how many messages are missing, and what is wrong."""
+        assert heard.call is not None
+        wanted = list(range(1, self._calls[heard.call].events + 2))
+        answered = heard.outcome == "answered"
+        missing = len(set(wanted) - set(heard.numbers)) if answered else 0
+        problems = []
+        if heard.numbers != (wanted if answered else wanted[: len(heard.numbers)]):
+            problems.append(f"received {heard.numbers} of {len(wanted)}")
+        if not answered and not self._is_excused(heard):
+            told = f", told {heard.refusals}" if heard.refusals else ""
+            problems.append(f"it is {heard.outcome} after {len(heard.numbers)} messages{told}")
+        if self._promise.unnoticed and self._is_noticed(heard):
+            problems.append(f"the client had to connect anew {heard.breaks} times")
+        if self._promise.adopts and heard.outcome == "unknown":
+            problems += self._is_taped(heard)
+        return missing, problems
+
+    def _is_excused(self, heard: Heard) -> bool:
+        """Return whether nobody could have done better than this outcome."""
+        assert heard.call is not None
+        killed = bool(self._ledger.has_struck("kill_proxy"))
+        broken = heard.call in self._ledger.broken or killed or not self._ledger.executed[heard.call]
+        match heard.outcome:
+            case "unknown":
+                untouched = not heard.numbers and heard.cursor is None
+                drained = self._ledger.has_struck("drain_proxy") and not self._ledger.executed[heard.call]
+                return untouched and bool(heard.cuts or killed or drained)
+            case "ambiguous":
+                return broken and not (self._has_upstream_id(heard) and not self._forgot)
+            case "refused":
+                # The newest of the tape is lost with a killed proxy.
+                unsure = killed and self._schedule.record_window > 0
+                return unsure and not (self._has_upstream_id(heard) and not self._forgot)
+            case _:
+                return False
+
+    def _has_upstream_id(self, heard: Heard) -> bool:
+        """Return whether the upstream would know what the client has."""
+        mine = heard.name.replace(" ", "-") + "/"
+        return self._resumable and any(each is not None and each.startswith(mine) for each in heard.ids)
+
+    @property
+    def _forgot(self) -> bool:
+        return bool(self._ledger.has_struck("forget_session"))
+
+    def _is_noticed(self, heard: Heard) -> bool:
+        only_upstream = all(fault.kind in _UPSTREAMS for fault in self._ledger.struck)
+        return heard.breaks > 0 and only_upstream and self._resumable
+
+    def _is_taped(self, heard: Heard) -> Iterator[str]:
+        """The answer that a client left without waiting for is in the tape, where nothing else broke."""
+        assert heard.call is not None
+        if self._ledger.has_struck(*_PROXIES) or heard.call in self._ledger.broken:
+            return
+        if self._ledger.has_struck("restart_store", "hang_store") or not self._ledger.executed[heard.call]:
+            return
+        frames = self._tapes.get(heard.client, [])
+        if not any(
+            frame.envelope.kind == "response" and frame.envelope.id == heard.call for frame in frames
+        ):
+            yield "its answer is not in the tape"
+
+    def get(self, heard: Heard) -> tuple[int, list[str]]:
+        """Return how many notifications are missing without excuse, and what is wrong."""
+        if self._promise.unnoticed and self._is_noticed(heard) and not self._forgot and heard.cursor:
+            return 0, [f"the client had to connect anew {heard.breaks} times"]
+        numbers = heard.numbers
+        problems = []
+        if numbers != sorted(set(numbers)) or (numbers and numbers[0] < 1):
+            problems.append(f"received {numbers}")
+        before = [0, *numbers]
+        gaps = [(a, b) for a, b in zip(before, numbers, strict=False) if b - a > 1]
+        if len(gaps) > self._excused_gaps(heard, bool(gaps) and gaps[0][0] == 0):
+            problems.append(f"missing between {gaps}")
+            return sum(b - a - 1 for a, b in gaps), problems
+        if heard.outcome != "answered" or (not numbers and self._schedule.has_get):
+            problems.append(f"it is {heard.outcome} after {numbers}")
+        return 0, problems
+
+    def _excused_gaps(self, heard: Heard, at_the_start: bool) -> int:
+        """Return how often notifications may have been sent to nobody who could have kept them."""
+        lost = self._ledger.lost_gets[heard.client] + self._ledger.has_struck(*_PROXIES, "forget_session")
+        if not self._resumable or at_the_start:
+            return heard.fresh + lost
+        return heard.fresh + self._ledger.has_struck("forget_session")
+
+    def executions(self) -> list[str]:
+        """Return the calls that were executed more than once."""
+        return [
+            f"call {call}: executed {times} times"
+            for call, times in self._ledger.executed.items()
+            if times > 1
+        ]
+
+    def ids(self) -> Iterator[str]:
+        """Every event has an id that is its own; the upstream's stay as they are."""
+        seen: Counter[tuple[int, str]] = Counter()
+        for heard in self._ledger.heard.values():
+            for number, event_id in zip(heard.numbers, heard.ids, strict=True):
+                if event_id is not None:
+                    seen[heard.client, event_id] += 1
+                if not heard.is_event_stream:
+                    continue
+                if self._resumable and event_id != f"{heard.name.replace(' ', '-')}/{number}":
+                    yield f"{heard.name}: message {number} has the event id {event_id}"
+                elif self._promise.event_ids and event_id is None:
+                    yield f"{heard.name}: message {number} has no event id"
+        yield from (f"client {client}: {each} is the id of {n} events" for (client, each), n in seen.items() if n > 1)

@@ -1,0 +1,191 @@
+"""One run of a schedule: clients, proxies, store and upstream together, and what is left of them afterwards."""
+
+from __future__ import annotations
+
+import signal
+from contextlib import AsyncExitStack
+from dataclasses import dataclass, field
+
+import anyio
+import anyio.abc
+import httpx2
+
+from shadowcat_stores import Frame, store_from_url
+from tests.faults.client import Client
+from tests.faults.ledger import Heard, Ledger
+from tests.faults.parts import Replicas, Store, replicas_of, store_of
+from tests.faults.schedule import Fault, Schedule
+from tests.faults.upstream import NumberingUpstream, numbering_upstream
+from tests.support.serve_command import Served, plain_http
+
+DEADLINE = 60.0
+"""Seconds that a run may take. Only one that fails ever gets there."""
+
+_LEAVING = 10.0
+"""Seconds in which everything must be gone once the clients are."""
+
+
+@dataclass
+class Run:
+    """What has happened, and what is left."""
+
+    schedule: Schedule
+    ledger: Ledger
+    tapes: dict[int, list[Frame]] = field(default_factory=dict)
+    """What is recorded, by the number of the client."""
+    problems: list[str] = field(default_factory=list)
+    """What went wrong around the streams; the streams are judged by the checker."""
+
+
+class Strikes:
+    """Does what the faults say, at once where it can be done at once."""
+
+    def __init__(
+        self,
+        ledger: Ledger,
+        clients: list[Client],
+        replicas: Replicas,
+        upstream: NumberingUpstream,
+        store: Store,
+        tasks: anyio.abc.TaskGroup,
+    ) -> None:
+        self._ledger = ledger
+        self._clients = clients
+        self._replicas = replicas
+        self._upstream = upstream
+        self._store = store
+        self._tasks = tasks
+        ledger.strike = self.strike
+
+    def strike(self, fault: Fault) -> None:
+        """Let it happen."""
+        match fault.kind:
+            case "cut_client":
+                self._cut_client(fault)
+            case "slow_client":
+                self._slow_client(fault)
+            case "kill_proxy" | "drain_proxy":
+                number = self._replicas.index(fault.target)
+                self._mark(fault, [each for each in self._open if each.replica == number])
+                kill = fault.kind == "kill_proxy"
+                self._replicas.all[number].send(signal.SIGKILL if kill else signal.SIGTERM)
+            case "cut_upstream":
+                log = self._upstream.cut(fault.target)
+                self._mark(fault, [each for each in self._open if each.name == log])
+            case "restart_upstream":
+                if self._upstream.is_listening:
+                    self._mark(fault, self._open)
+                    self._upstream.close()
+                    self._tasks.start_soon(self._upstream.listen)
+            case "forget_session":
+                self._upstream.forget()
+            case "restart_store" | "hang_store":
+                self._mark(fault, self._open)
+                self._tasks.start_soon(self._store.trouble, fault.kind, self._later(fault), self._ledger)
+
+    @property
+    def _open(self) -> list[Heard]:
+        return [each for each in self._ledger.heard.values() if not each.over]
+
+    def _mark(self, fault: Fault, struck: list[Heard]) -> None:
+        now = anyio.current_time()
+        for each in struck:
+            each.waits_since.append((fault.kind, now))
+
+    def _cut_client(self, fault: Fault) -> None:
+        lines = [(name, line) for client in self._clients for name, line in client.lines.items()]
+        if lines:
+            name, line = lines[fault.target % len(lines)]
+            self._ledger.note(f"the client's connection of {name} is cut")
+            self._mark(fault, [self._ledger.heard[name]])
+            line.cut()
+
+    def _slow_client(self, fault: Fault) -> None:
+        lines = [line for client in self._clients for line in client.lines.values() if line.response]
+        if lines:
+            response = lines[fault.target % len(lines)].response
+            assert response is not None
+            response.may_read.clear()
+            self._tasks.start_soon(self._until_later, fault, response.may_read.set)
+
+    async def _until_later(self, fault: Fault, act: object) -> None:
+        with anyio.move_on_after(_SLOW):
+            await self._ledger.until(self._later(fault))
+        act()  # type: ignore[operator]
+
+    def _later(self, fault: Fault):  # type: ignore[no-untyped-def]
+        end = self._ledger.ticks + fault.lasts
+        return lambda: self._ledger.ticks >= end
+
+
+_SLOW = 0.2
+"""Seconds after which a slow client reads on, though nothing else happens."""
+
+
+async def run(schedule: Schedule, upstream_of=numbering_upstream) -> Run:  # type: ignore[no-untyped-def]
+    """Run it."""
+    ledger = Ledger(schedule)
+    done = Run(schedule, ledger)
+    try:
+        with anyio.fail_after(DEADLINE):
+            async with AsyncExitStack() as stack:
+                upstream = await stack.enter_async_context(upstream_of(schedule, ledger))
+                store = await stack.enter_async_context(store_of(schedule))
+                await _with_proxies(done, upstream, store)
+                await _is_left(done, upstream)
+    except TimeoutError:
+        done.problems.append(f"it did not end within {DEADLINE:g} s")
+    return done
+
+
+async def _with_proxies(done: Run, upstream: NumberingUpstream, store: Store) -> None:
+    async with replicas_of(done.schedule, upstream.url, store) as replicas:
+        clients = [
+            Client(number, plan, replicas, done.ledger)
+            for number, plan in enumerate(done.schedule.callers)
+        ]
+        for client in clients:
+            await client.begin()
+        async with anyio.create_task_group() as striking:
+            Strikes(done.ledger, clients, replicas, upstream, store, striking)
+            async with anyio.create_task_group() as working:
+                for client in clients:
+                    working.start_soon(client.work)
+            done.ledger.strike = lambda fault: None
+        done.ledger.note("all clients have finished")
+        await _gone(done, replicas, "recorder_waiting_frames")
+        async with store_from_url(store.url) as opened:
+            for client in clients:
+                done.tapes[client.number] = await opened.get_frames(client.session_id)
+        for client in clients:
+            await client.end()
+        await _gone(done, replicas, "open_streams")
+    done.problems += replicas.problems
+
+
+async def _gone(done: Run, replicas: Replicas, gauge: str) -> None:
+    """Wait until nothing of it is left in any replica that lives."""
+    async with plain_http() as http:
+        for replica in replicas.all:
+            await replica.is_up.wait()
+            assert replica.served is not None
+            left = await _left(replica.served, http, gauge)
+            if left:
+                done.problems.append(f"{gauge} is {left} after all clients have gone")
+
+
+async def _left(served: Served, http: httpx2.AsyncClient, gauge: str) -> int:
+    left = -1
+    with anyio.move_on_after(_LEAVING):
+        while left := await served.metric(http, gauge):
+            await anyio.sleep(0.01)
+    return left
+
+
+async def _is_left(done: Run, upstream: NumberingUpstream) -> None:
+    """Note the connections to the upstream that outlive the proxies."""
+    with anyio.move_on_after(_LEAVING):
+        while upstream.scripted.connections:
+            await anyio.sleep(0.01)
+    if left := upstream.scripted.connections:
+        done.problems.append(f"{left} connections to the upstream outlive the proxies")
