@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from tests.faults.ledger import Heard, Ledger
 from tests.faults.run import Run
 from tests.faults.schedule import HELD, Call, Promise, Schedule
+from tests.faults.upstream import event_id
 
 _UPSTREAMS = ("cut_upstream", "restart_upstream", "forget_session")
 _PROXIES = ("kill_proxy", "drain_proxy")
@@ -89,8 +90,8 @@ class _Judged:
 
     def _has_upstream_id(self, heard: Heard) -> bool:
         """Return whether the upstream would know what the client has."""
-        mine = heard.name.replace(" ", "-") + "/"
-        return self._resumable and any(each is not None and each.startswith(mine) for each in heard.ids)
+        theirs = {event_id(heard.name, number) for number in heard.numbers}
+        return self._resumable and not theirs.isdisjoint(heard.ids)
 
     @property
     def _forgot(self) -> bool:
@@ -108,9 +109,7 @@ class _Judged:
         if self._ledger.has_struck("restart_store", "hang_store") or not self._ledger.executed[heard.call]:
             return
         frames = self._tapes.get(heard.client, [])
-        if not any(
-            frame.envelope.kind == "response" and frame.envelope.id == heard.call for frame in frames
-        ):
+        if not any(frame.envelope.kind == "response" and frame.envelope.id == heard.call for frame in frames):
             yield "its answer is not in the tape"
 
     def get(self, heard: Heard) -> tuple[int, list[str]]:
@@ -149,13 +148,16 @@ class _Judged:
         """Every event has an id that is its own; the upstream's stay as they are."""
         seen: Counter[tuple[int, str]] = Counter()
         for heard in self._ledger.heard.values():
-            for number, event_id in zip(heard.numbers, heard.ids, strict=True):
-                if event_id is not None:
-                    seen[heard.client, event_id] += 1
-                if not heard.is_event_stream:
-                    continue
-                if self._resumable and event_id != f"{heard.name.replace(' ', '-')}/{number}":
-                    yield f"{heard.name}: message {number} has the event id {event_id}"
-                elif self._promise.event_ids and event_id is None:
-                    yield f"{heard.name}: message {number} has no event id"
-        yield from (f"client {client}: {each} is the id of {n} events" for (client, each), n in seen.items() if n > 1)
+            pairs = list(zip(heard.numbers, heard.ids, strict=True))
+            seen.update((heard.client, each) for each in heard.ids if each is not None)
+            if not heard.is_event_stream:
+                continue
+            if self._resumable:
+                changed = [pair for pair in pairs if pair[1] != event_id(heard.name, pair[0])]
+                if changed:
+                    yield f"{heard.name}: other event ids than the upstream's: {changed}"
+            elif self._promise.event_ids and None in heard.ids:
+                yield f"{heard.name}: no event ids: {[number for number, each in pairs if each is None]}"
+        for (client, each), times in seen.items():
+            if times > 1:
+                yield f"client {client}: {each} is the id of {times} events"

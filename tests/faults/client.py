@@ -71,7 +71,7 @@ class Client:
             for lane in self._plan.lanes:
                 tasks.start_soon(self._calls, lane)
             if self._plan.notifications:
-                tasks.start_soon(self._listen, self._plan.notifications)
+                tasks.start_soon(self._listen)
 
     async def end(self) -> None:
         """Delete the session."""
@@ -124,10 +124,12 @@ class Client:
                 return outcome
             await anyio.sleep(_PATIENCE)
 
-    async def _listen(self, wanted: int) -> None:
+    async def _listen(self) -> None:
         heard = self._ledger.begin(f"get {self.number}", self.number, None)
-        while heard.last < wanted:
+        while True:
             outcome = await self._resume(heard)
+            if outcome == "answered":
+                break
             if outcome == "refused":
                 if heard.refusals[-1].startswith("405"):
                     break

@@ -78,6 +78,7 @@ class Ledger:
         self.story: list[str] = []
         self.strike: Callable[[Fault], None] = lambda fault: None
         self.ticks = 0
+        self.is_given_up = False
         self._begun = time.monotonic()
         self._faults = list(schedule.faults)
         self._changed = anyio.Event()
@@ -117,6 +118,11 @@ class Ledger:
         self.story.append(f"{time.monotonic() - self._begun:7.3f} [{self.ticks}] {what}")
         self._changed.set()
         self._changed = anyio.Event()
+
+    def give_up(self) -> None:
+        """Let nobody wait for a client any more; what is open stays open in the book."""
+        self.is_given_up = True
+        self.note("the clients have given up")
 
     async def until(self, condition: Callable[[], object]) -> None:
         """Return when it holds."""

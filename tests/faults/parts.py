@@ -8,10 +8,10 @@ from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import Any
 
 import anyio
 import anyio.to_thread
-import redis
 
 from tests.faults.ledger import Ledger
 from tests.faults.schedule import Schedule
@@ -26,12 +26,13 @@ _CLEAN = (0, -signal.SIGTERM)
 class Replica:
     """One proxy. When it ends, it is started again on the same port, until it is told to stay away."""
 
-    def __init__(self, upstream: str, store: str, settings: Mapping[str, object]) -> None:
+    def __init__(self, upstream: str, store: str, settings: Mapping[str, Any], logs: list[str]) -> None:
         self.served: Served | None = None
         self.is_up = anyio.Event()
         self.problems: list[str] = []
         self._start = (upstream, store)
         self._settings = settings
+        self._logs = logs
         self._port = free_port()
         self._sent: signal.Signals | None = None
         self._stopped = False
@@ -44,18 +45,19 @@ class Replica:
         """Run it, life after life."""
         while not self._stopped:
             self._sent = None
-            async with serve_command(
-                *self._start, "--port", str(self._port), **dict(self._settings)
-            ) as served:
+            async with serve_command(*self._start, "--port", str(self._port), **self._settings) as served:
                 self.served = served
                 self.is_up.set()
-                code = await served.command.ends()
+                try:
+                    code = await served.command.ends()
+                finally:
+                    self._logs.append(served.command.output)
             self._is_down()
             self.served = None
-            if not (code == -signal.SIGKILL if self._sent == signal.SIGKILL else code in _CLEAN):
-                self.problems.append(f"a proxy ended with {code}:\n{served.command.output}")
+            if code not in self._expected():
+                self.problems.append(f"a proxy ended with {code}")
             if "Traceback" in served.command.output:
-                self.problems.append(f"a proxy printed a traceback:\n{served.command.output}")
+                self.problems.append("a proxy printed a traceback")
 
     def send(self, number: signal.Signals) -> None:
         """Send it a signal; nothing where it is not up, or has been told to end already."""
@@ -68,6 +70,9 @@ class Replica:
         """End it for good."""
         self._stopped = True
         self.send(signal.SIGTERM)
+
+    def _expected(self) -> tuple[int, ...]:
+        return (-signal.SIGKILL,) if self._sent == signal.SIGKILL else _CLEAN
 
     def _is_down(self) -> None:
         if self.is_up.is_set():
@@ -183,10 +188,16 @@ async def store_of(schedule: Schedule) -> AsyncIterator[Store]:
 
 
 @asynccontextmanager
-async def replicas_of(schedule: Schedule, upstream: str, store: Store) -> AsyncIterator[Replicas]:
-    """Run as many as the schedule names; end them cleanly."""
-    settings = {"record_window": schedule.record_window, "store_timeout": _STORE_TIMEOUT}
-    replicas = Replicas([Replica(upstream, store.url, settings) for _ in range(schedule.replicas)])
+async def replicas_of(
+    schedule: Schedule, upstream: str, store: Store, logs: list[str]
+) -> AsyncIterator[Replicas]:
+    """Run as many as the schedule names; end them cleanly. What they print is added to `logs`."""
+    settings = {
+        "record_window": schedule.record_window,
+        "session_cache": schedule.session_cache,
+        "store_timeout": _STORE_TIMEOUT,
+    }
+    replicas = Replicas([Replica(upstream, store.url, settings, logs) for _ in range(schedule.replicas)])
     async with AsyncExitStack() as stack:
         tasks = await stack.enter_async_context(anyio.create_task_group())
         for each in replicas.all:

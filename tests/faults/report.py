@@ -71,7 +71,9 @@ def replay(seed: int, whole: bool = False) -> str:
 def explain(done: Run, verdict: Verdict, whole: bool = False) -> str:
     """Return all there is to know about a run."""
     found = [f"FAILED: {each}" for each in verdict.problems] or ["Nothing is wrong with it."]
-    return "\n".join([str(done.schedule), *done.ledger.story, *found, f"Again: {replay(done.schedule.seed, whole)}"])
+    logs = [f"What a proxy printed:\n{each}" for each in done.logs]
+    again = f"Again: {replay(done.schedule.seed, whole)}"
+    return "\n".join([str(done.schedule), *done.ledger.story, *logs, *found, again])
 
 
 async def run_seed(seed: int, promise: Promise = HELD) -> tuple[Run, Verdict]:

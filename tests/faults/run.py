@@ -1,13 +1,16 @@
-"""One run of a schedule: clients, proxies, store and upstream together, and what is left of them afterwards."""
+"""One run of a schedule: clients, proxies, store and upstream together, and what is left afterwards."""
 
 from __future__ import annotations
 
 import signal
-from contextlib import AsyncExitStack
+import traceback
+from collections.abc import Callable
+from contextlib import AbstractAsyncContextManager, AsyncExitStack
 from dataclasses import dataclass, field
 
 import anyio
 import anyio.abc
+import anyio.lowlevel
 import httpx2
 
 from shadowcat_stores import Frame, store_from_url
@@ -21,8 +24,16 @@ from tests.support.serve_command import Served, plain_http
 DEADLINE = 60.0
 """Seconds that a run may take. Only one that fails ever gets there."""
 
-_LEAVING = 10.0
+WORK = 20.0
+"""Seconds of it in which the clients finish."""
+
+LEAVING = 10.0
 """Seconds in which everything must be gone once the clients are."""
+
+_SLOW = 0.2
+"""Seconds after which a slow client reads on, though nothing else happens."""
+
+UpstreamOf = Callable[[Schedule, Ledger], AbstractAsyncContextManager[NumberingUpstream]]
 
 
 @dataclass
@@ -35,6 +46,8 @@ class Run:
     """What is recorded, by the number of the client."""
     problems: list[str] = field(default_factory=list)
     """What went wrong around the streams; the streams are judged by the checker."""
+    logs: list[str] = field(default_factory=list)
+    """What the proxies have printed, life by life."""
 
 
 class Strikes:
@@ -108,21 +121,17 @@ class Strikes:
             response.may_read.clear()
             self._tasks.start_soon(self._until_later, fault, response.may_read.set)
 
-    async def _until_later(self, fault: Fault, act: object) -> None:
+    async def _until_later(self, fault: Fault, act: Callable[[], object]) -> None:
         with anyio.move_on_after(_SLOW):
             await self._ledger.until(self._later(fault))
-        act()  # type: ignore[operator]
+        act()
 
-    def _later(self, fault: Fault):  # type: ignore[no-untyped-def]
+    def _later(self, fault: Fault) -> Callable[[], bool]:
         end = self._ledger.ticks + fault.lasts
         return lambda: self._ledger.ticks >= end
 
 
-_SLOW = 0.2
-"""Seconds after which a slow client reads on, though nothing else happens."""
-
-
-async def run(schedule: Schedule, upstream_of=numbering_upstream) -> Run:  # type: ignore[no-untyped-def]
+async def run(schedule: Schedule, upstream_of: UpstreamOf = numbering_upstream) -> Run:
     """Run it."""
     ledger = Ledger(schedule)
     done = Run(schedule, ledger)
@@ -135,23 +144,28 @@ async def run(schedule: Schedule, upstream_of=numbering_upstream) -> Run:  # typ
                 await _is_left(done, upstream)
     except TimeoutError:
         done.problems.append(f"it did not end within {DEADLINE:g} s")
+    except Exception:  # noqa: BLE001 - one run that breaks must not hide the others
+        done.problems.append(f"it broke: {traceback.format_exc()}")
     return done
 
 
 async def _with_proxies(done: Run, upstream: NumberingUpstream, store: Store) -> None:
-    async with replicas_of(done.schedule, upstream.url, store) as replicas:
+    async with replicas_of(done.schedule, upstream.url, store, done.logs) as replicas:
         clients = [
-            Client(number, plan, replicas, done.ledger)
-            for number, plan in enumerate(done.schedule.callers)
+            Client(number, plan, replicas, done.ledger) for number, plan in enumerate(done.schedule.callers)
         ]
         for client in clients:
             await client.begin()
         async with anyio.create_task_group() as striking:
             Strikes(done.ledger, clients, replicas, upstream, store, striking)
-            async with anyio.create_task_group() as working:
-                for client in clients:
-                    working.start_soon(client.work)
+            with anyio.move_on_after(WORK) as working:
+                async with anyio.create_task_group() as tasks:
+                    for client in clients:
+                        tasks.start_soon(client.work)
             done.ledger.strike = lambda fault: None
+            if working.cancelled_caught:
+                done.problems.append(f"the clients did not finish within {WORK:g} s")
+                done.ledger.give_up()
         done.ledger.note("all clients have finished")
         await _gone(done, replicas, "recorder_waiting_frames")
         async with store_from_url(store.url) as opened:
@@ -176,16 +190,16 @@ async def _gone(done: Run, replicas: Replicas, gauge: str) -> None:
 
 async def _left(served: Served, http: httpx2.AsyncClient, gauge: str) -> int:
     left = -1
-    with anyio.move_on_after(_LEAVING):
+    with anyio.move_on_after(LEAVING):
         while left := await served.metric(http, gauge):
-            await anyio.sleep(0.01)
+            await anyio.lowlevel.checkpoint()
     return left
 
 
 async def _is_left(done: Run, upstream: NumberingUpstream) -> None:
     """Note the connections to the upstream that outlive the proxies."""
-    with anyio.move_on_after(_LEAVING):
+    with anyio.move_on_after(LEAVING):
         while upstream.scripted.connections:
-            await anyio.sleep(0.01)
+            await anyio.lowlevel.checkpoint()
     if left := upstream.scripted.connections:
         done.problems.append(f"{left} connections to the upstream outlive the proxies")

@@ -1,7 +1,7 @@
 """What a run consists of: who calls what, and which faults strike when. Derived from a seed alone.
 
-A moment is a number of ticks: one for each call that reaches the upstream, each message that the upstream gives out
-and each message that a client has received whole (see `ledger`).
+A moment is a number of ticks: one for each call that reaches the upstream, each message that the upstream
+gives out, and each message that a client has received whole (see `ledger`).
 """
 
 from __future__ import annotations
@@ -123,6 +123,7 @@ class Schedule:
     """Whether the upstream offers a GET stream."""
     replicas: int
     record_window: float
+    session_cache: float
     callers: tuple[Caller, ...]
     faults: tuple[Fault, ...]
 
@@ -133,7 +134,8 @@ class Schedule:
 
     def __str__(self) -> str:
         lines = [
-            f"seed {self.seed}: {self.store}, {self.replicas} replica(s), record_window {self.record_window:g}, "
+            f"seed {self.seed}: {self.store}, {self.replicas} replica(s), "
+            f"record_window {self.record_window:g}, session_cache {self.session_cache:g}, "
             f"{self.upstream} upstream{', primes' * self.primes}{', GET' * self.has_get}"
         ]
         for number, caller in enumerate(self.callers):
@@ -160,6 +162,7 @@ def schedule(seed: int, promise: Promise = HELD) -> Schedule:
         has_get=has_get,
         replicas=choose.choice((1, 2)),
         record_window=choose.choice((0.05, 0.0)),
+        session_cache=choose.choice((1.0, 0.0)),
         callers=callers,
         faults=_faults(choose, promise.faults[upstream], _ticks(callers)),
     )
@@ -189,8 +192,11 @@ def _ticks(callers: Sequence[Caller]) -> int:
 def _faults(choose: random.Random, kinds: Sequence[FaultKind], ticks: int) -> tuple[Fault, ...]:
     if not kinds or choose.random() < 0.05:
         return ()
-    found = [
-        Fault(choose.choice(kinds), choose.randint(1, ticks), choose.randrange(_ENDLESS), choose.randint(1, 6))
-        for _ in range(choose.randint(1, 4))
-    ]
+    found = [_fault(choose, choose.choice(kinds), ticks) for _ in range(choose.randint(1, 4))]
     return tuple(sorted(found, key=lambda each: each.at))
+
+
+def _fault(choose: random.Random, kind: FaultKind, ticks: int) -> Fault:
+    # A store's trouble matters only where requests come in meanwhile.
+    lasts = choose.choice((3, 30, _ENDLESS) if kind in _STORES else (1, 3, 6))
+    return Fault(kind, choose.randint(1, ticks), choose.randrange(_ENDLESS), lasts)

@@ -1,4 +1,4 @@
-"""An MCP server that numbers every message, counts every call, and can be cut, restarted and made to forget."""
+"""An MCP server that numbers every message and counts every call; it can be cut, restarted, and forget."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import json
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 from tests.faults.ledger import Heard, Ledger
@@ -167,13 +168,16 @@ class NumberingUpstream:
         ]
         messages.append(result(heard.call, {"number": params["events"] + 1, "padding": padding}))
         for number, message in enumerate(messages, 1):
-            await self._ledger.until(lambda: self._may_give(log, heard, number, params["ahead"]))  # noqa: B023
+            await self._ledger.until(partial(self._may_give, log, heard, number, params["ahead"]))
             self._give(log, message)
         log.is_whole = True
         self._ledger.note(f"the upstream has finished {log.name}")
 
     def _may_give(self, log: Log, heard: Heard, number: int, ahead: int) -> bool:
-        return heard.over or number <= max(heard.last, log.passed) + ahead
+        return self._is_over(heard) or number <= max(heard.last, log.passed) + ahead
+
+    def _is_over(self, heard: Heard) -> bool:
+        return heard.over or self._ledger.is_given_up
 
     def _give(self, log: Log, message: bytes) -> None:
         log.messages.append(message)
@@ -213,54 +217,54 @@ class NumberingUpstream:
     async def _notify(self, log: Log, client: int) -> None:
         """Give out notifications for as long as the client listens."""
         heard = self._ledger.heard[log.name]
-        while True:
+        while not self._is_over(heard):
             number = len(log.messages) + 1
-            await self._ledger.until(
-                lambda: heard.over
-                or (self._may_give(log, heard, number, 3) and (log.follower is not None or self._resumes))  # noqa: B023
-            )
-            if heard.over:
-                return
+            await self._ledger.until(partial(self._may_notify, log, heard))
             data = {"client": client, "number": number}
             self._give(log, _notification("message", {"level": "info", "data": data}))
+
+    def _may_notify(self, log: Log, heard: Heard) -> bool:
+        # Without an event store nobody would ever get what is given out now.
+        is_kept = log.follower is not None or self._resumes
+        return self._is_over(heard) or (is_kept and self._may_give(log, heard, len(log.messages) + 1, 3))
 
     # -- one stream to one connection -------------------------------------------------------------------
 
     async def _stream(self, log: Log, after: int, connection: Connection) -> None:
         leaving = asyncio.create_task(connection.peer_left())
-        leaving.add_done_callback(lambda task: task.cancelled() or self._left(log, connection))
+        leaving.add_done_callback(lambda task: self._left(task, log, connection))
         try:
             await connection.start_stream()
             if self._resumes and self._schedule.primes:
-                await connection.chunk(b"id: %b\ndata: \n\n" % self._id(log, after).encode())
+                await connection.chunk(b"id: %b\ndata: \n\n" % event_id(log.name, after).encode())
             await self._follow(log, after, connection)
         finally:
             leaving.cancel()
+            await asyncio.wait([leaving])
         await connection.end_stream()
         if log.follower is connection:
             log.follower = None
 
     async def _follow(self, log: Log, position: int, connection: Connection) -> None:
         while not (log.is_whole and position == len(log.messages)):
-            await self._ledger.until(
-                lambda: len(log.messages) > position or log.is_whole or log.follower is not connection  # noqa: B023
-            )
+            await self._ledger.until(partial(self._may_follow, log, position, connection))
             if log.follower is not connection:
                 connection.cut()
                 raise ConnectionError
             for message in log.messages[position:]:
                 position += 1
-                await connection.chunk(self._event(log, position, message))
+                await connection.chunk(self.event(log, position, message))
 
-    def _event(self, log: Log, number: int, message: bytes) -> bytes:
+    def _may_follow(self, log: Log, position: int, connection: Connection) -> bool:
+        return len(log.messages) > position or log.is_whole or log.follower is not connection
+
+    def event(self, log: Log, number: int, message: bytes) -> bytes:
+        """Return the bytes of one event."""
         event = b"data: %b\n\n" % message
-        return b"id: %b\n%b" % (self._id(log, number).encode(), event) if self._resumes else event
+        return b"id: %b\n%b" % (event_id(log.name, number).encode(), event) if self._resumes else event
 
-    def _id(self, log: Log, number: int) -> str:
-        return f"{log.name.replace(' ', '-')}/{number}"
-
-    def _left(self, log: Log, connection: Connection) -> None:
-        if log.follower is connection and not log.is_whole:
+    def _left(self, watch: asyncio.Task[None], log: Log, connection: Connection) -> None:
+        if log.follower is connection and not watch.cancelled():
             log.follower = None
             self._ledger.note(f"the proxy has left {log.name}")
 
@@ -274,14 +278,21 @@ class NumberingUpstream:
         task.add_done_callback(self._tasks.discard)
 
 
+def event_id(stream: str, number: int) -> str:
+    """Return the id that a resumable upstream gives the message of this number."""
+    return f"{stream.replace(' ', '-')}/{number}"
+
+
 def _notification(name: str, params: Any) -> bytes:
     return json.dumps({"jsonrpc": "2.0", "method": f"notifications/{name}", "params": params}).encode()
 
 
 @asynccontextmanager
-async def numbering_upstream(schedule: Schedule, ledger: Ledger) -> AsyncIterator[NumberingUpstream]:
+async def numbering_upstream(
+    schedule: Schedule, ledger: Ledger, kind: type[NumberingUpstream] = NumberingUpstream
+) -> AsyncIterator[NumberingUpstream]:
     """Run one."""
-    upstream = NumberingUpstream(schedule, ledger)
+    upstream = kind(schedule, ledger)
     await upstream.listen()
     try:
         yield upstream

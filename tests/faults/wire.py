@@ -1,4 +1,4 @@
-"""HTTP and event streams as the client of the harness reads them: by hand, so that nothing is mended on the way."""
+"""HTTP and event streams as the client of the harness reads them: by hand, so that nothing mends them."""
 
 from __future__ import annotations
 

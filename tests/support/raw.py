@@ -35,10 +35,10 @@ async def raw_client(
     sock.setblocking(False)
     try:
         await asyncio.get_running_loop().sock_connect(sock, (parts.hostname, parts.port))
+        reader, writer = await asyncio.open_connection(sock=sock, limit=2**14)
     except BaseException:
         sock.close()
         raise
-    reader, writer = await asyncio.open_connection(sock=sock, limit=2**14)
     try:
         yield reader, writer
     finally:
