@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 from tests.faults.ledger import Heard, Ledger
-from tests.faults.run import Run
+from tests.faults.run import Run, untaped
 from tests.faults.schedule import HELD, Call, Promise, Schedule
 from tests.faults.upstream import event_id
 
@@ -47,7 +47,7 @@ class _Judged:
         self._ledger: Ledger = run.ledger
         self._schedule: Schedule = run.schedule
         self._promise = promise
-        self._tapes = run.tapes
+        self._run = run
         self._calls: dict[int, Call] = {call.id: call for call in run.schedule.calls}
         self._resumable = run.schedule.upstream == "resumable"
 
@@ -65,26 +65,28 @@ class _Judged:
             problems.append(f"it is {heard.outcome} after {len(heard.numbers)} messages{told}")
         if self._promise.unnoticed and self._is_noticed(heard):
             problems.append(f"the client had to connect anew {heard.breaks} times")
-        if self._promise.adopts and heard.outcome == "unknown":
-            problems += self._is_taped(heard)
+        if self._promise.adopts and heard.call in untaped(self._run):
+            problems.append("its answer is not in the tape")
         return missing, problems
 
     def _is_excused(self, heard: Heard) -> bool:
         """Return whether nobody could have done better than this outcome."""
         assert heard.call is not None
         killed = bool(self._ledger.has_struck("kill_proxy"))
-        broken = heard.call in self._ledger.broken or killed or not self._ledger.executed[heard.call]
+        drained = bool(self._ledger.has_struck("drain_proxy"))
+        executed = bool(self._ledger.executed[heard.call])
+        # Whether the upstream could be asked for the rest.
+        known = self._has_upstream_id(heard) and not self._forgot
         match heard.outcome:
             case "unknown":
                 untouched = not heard.numbers and heard.cursor is None
-                drained = self._ledger.has_struck("drain_proxy") and not self._ledger.executed[heard.call]
-                return untouched and bool(heard.cuts or killed or drained)
+                return untouched and bool(heard.cuts or killed or (drained and not executed))
             case "ambiguous":
-                return broken and not (self._has_upstream_id(heard) and not self._forgot)
+                broken = heard.call in self._ledger.broken or killed or (drained and self._forgot)
+                return not known and (broken or not executed)
             case "refused":
                 # The newest of the tape is lost with a killed proxy.
-                unsure = killed and self._schedule.record_window > 0
-                return unsure and not (self._has_upstream_id(heard) and not self._forgot)
+                return not known and killed and (self._schedule.record_window > 0 or self._forgot)
             case _:
                 return False
 
@@ -99,18 +101,8 @@ class _Judged:
 
     def _is_noticed(self, heard: Heard) -> bool:
         only_upstream = all(fault.kind in _UPSTREAMS for fault in self._ledger.struck)
-        return heard.breaks > 0 and only_upstream and self._resumable
-
-    def _is_taped(self, heard: Heard) -> Iterator[str]:
-        """The answer that a client left without waiting for is in the tape, where nothing else broke."""
-        assert heard.call is not None
-        if self._ledger.has_struck(*_PROXIES) or heard.call in self._ledger.broken:
-            return
-        if self._ledger.has_struck("restart_store", "hang_store") or not self._ledger.executed[heard.call]:
-            return
-        frames = self._tapes.get(heard.client, [])
-        if not any(frame.envelope.kind == "response" and frame.envelope.id == heard.call for frame in frames):
-            yield "its answer is not in the tape"
+        polled = heard.call is not None and self._calls[heard.call].polls
+        return heard.breaks > 0 and only_upstream and self._resumable and not polled
 
     def get(self, heard: Heard) -> tuple[int, list[str]]:
         """Return how many notifications are missing without excuse, and what is wrong."""

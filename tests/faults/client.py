@@ -97,7 +97,8 @@ class Client:
             self._ledger.finish(heard, outcome)
 
     async def _post(self, heard: Heard, call: Call) -> Outcome:
-        params = {"call": call.id, "events": call.events, "ahead": call.ahead, "padding": call.padding}
+        params = {"call": call.id, "events": call.events, "ahead": call.ahead}
+        params |= {"padding": call.padding, "polls": call.polls}
         message = request("tools/call", call.id, params)
         while True:
             try:
@@ -200,7 +201,8 @@ class Client:
             return None
         heard.refusals.append(f"{response.status} {body}")
         self._ledger.note(f"{heard.name} is told {heard.refusals[-1]}")
-        return "ambiguous" if reason in _AMBIGUOUS and body.get("id") == heard.call else "refused"
+        mine = isinstance(body, dict) and body.get("id") in (heard.call, None)
+        return "ambiguous" if mine and reason in _AMBIGUOUS else "refused"
 
     def _headers(self) -> dict[str, str]:
         return {"Mcp_Session_Id": self.session_id, "MCP_Protocol_Version": _REVISION}

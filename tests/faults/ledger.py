@@ -76,7 +76,8 @@ class Ledger:
         self.recoveries: list[tuple[str, float]] = []
         """Seconds from a fault to the next message of a stream that it struck."""
         self.story: list[str] = []
-        self.strike: Callable[[Fault], None] = lambda fault: None
+        self.strike: Callable[[Fault], bool] = lambda fault: False
+        """Lets a fault happen; says whether there was anything to strike."""
         self.ticks = 0
         self.is_given_up = False
         self._begun = time.monotonic()
@@ -109,9 +110,9 @@ class Ledger:
         self.note(what)
         while self._faults and self._faults[0].at <= self.ticks:
             fault = self._faults.pop(0)
-            self.struck.append(fault)
             self.note(f"--- {fault.kind} {fault.target}")
-            self.strike(fault)
+            if self.strike(fault):
+                self.struck.append(fault)
 
     def note(self, what: str) -> None:
         """Add to the story, and let those who wait look again."""

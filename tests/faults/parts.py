@@ -59,12 +59,14 @@ class Replica:
             if "Traceback" in served.command.output:
                 self.problems.append("a proxy printed a traceback")
 
-    def send(self, number: signal.Signals) -> None:
-        """Send it a signal; nothing where it is not up, or has been told to end already."""
-        if self.served is not None and self._sent in (None, signal.SIGTERM) and self._sent != number:
-            self._sent = number
-            self._is_down()
-            self.served.command.send(number)
+    def send(self, number: signal.Signals) -> bool:
+        """Send it a signal; say whether it was up, and not told to end already."""
+        if self.served is None or self._sent in (number, signal.SIGKILL):
+            return False
+        self._sent = number
+        self._is_down()
+        self.served.command.send(number)
+        return True
 
     def stop(self) -> None:
         """End it for good."""

@@ -78,7 +78,7 @@ def explain(done: Run, verdict: Verdict, whole: bool = False) -> str:
 
 async def run_seed(seed: int, promise: Promise = HELD) -> tuple[Run, Verdict]:
     """Run the schedule of a seed."""
-    done = await run(schedule(seed, promise))
+    done = await run(schedule(seed, promise), promise)
     return done, judge(done, promise)
 
 

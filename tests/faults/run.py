@@ -17,7 +17,7 @@ from shadowcat_stores import Frame, store_from_url
 from tests.faults.client import Client
 from tests.faults.ledger import Heard, Ledger
 from tests.faults.parts import Replicas, Store, replicas_of, store_of
-from tests.faults.schedule import Fault, Schedule
+from tests.faults.schedule import HELD, Fault, Promise, Schedule
 from tests.faults.upstream import NumberingUpstream, numbering_upstream
 from tests.support.serve_command import Served, plain_http
 
@@ -70,31 +70,45 @@ class Strikes:
         self._tasks = tasks
         ledger.strike = self.strike
 
-    def strike(self, fault: Fault) -> None:
-        """Let it happen."""
+    def strike(self, fault: Fault) -> bool:
+        """Let it happen; say whether there was anything to strike."""
         match fault.kind:
             case "cut_client":
-                self._cut_client(fault)
+                return self._cut_client(fault)
             case "slow_client":
-                self._slow_client(fault)
+                return self._slow_client(fault)
             case "kill_proxy" | "drain_proxy":
-                number = self._replicas.index(fault.target)
-                self._mark(fault, [each for each in self._open if each.replica == number])
-                kill = fault.kind == "kill_proxy"
-                self._replicas.all[number].send(signal.SIGKILL if kill else signal.SIGTERM)
+                return self._end_proxy(fault)
             case "cut_upstream":
-                log = self._upstream.cut(fault.target)
-                self._mark(fault, [each for each in self._open if each.name == log])
+                name = self._upstream.cut(fault.target)
+                self._mark(fault, [each for each in self._open if each.name == name])
+                return name is not None
             case "restart_upstream":
-                if self._upstream.is_listening:
-                    self._mark(fault, self._open)
-                    self._upstream.close()
-                    self._tasks.start_soon(self._upstream.listen)
+                return self._restart_upstream(fault)
             case "forget_session":
                 self._upstream.forget()
             case "restart_store" | "hang_store":
                 self._mark(fault, self._open)
                 self._tasks.start_soon(self._store.trouble, fault.kind, self._later(fault), self._ledger)
+        return True
+
+    def _end_proxy(self, fault: Fault) -> bool:
+        number = self._replicas.index(fault.target)
+        kill = fault.kind == "kill_proxy"
+        if not self._replicas.all[number].send(signal.SIGKILL if kill else signal.SIGTERM):
+            return False
+        self._mark(fault, [each for each in self._open if each.replica == number])
+        if not kill:
+            self._upstream.hurry()
+        return True
+
+    def _restart_upstream(self, fault: Fault) -> bool:
+        if not self._upstream.is_listening:
+            return False
+        self._mark(fault, self._open)
+        self._upstream.close()
+        self._tasks.start_soon(self._upstream.listen)
+        return True
 
     @property
     def _open(self) -> list[Heard]:
@@ -105,21 +119,25 @@ class Strikes:
         for each in struck:
             each.waits_since.append((fault.kind, now))
 
-    def _cut_client(self, fault: Fault) -> None:
+    def _cut_client(self, fault: Fault) -> bool:
         lines = [(name, line) for client in self._clients for name, line in client.lines.items()]
-        if lines:
-            name, line = lines[fault.target % len(lines)]
-            self._ledger.note(f"the client's connection of {name} is cut")
-            self._mark(fault, [self._ledger.heard[name]])
-            line.cut()
+        if not lines:
+            return False
+        name, line = lines[fault.target % len(lines)]
+        self._ledger.note(f"the client's connection of {name} is cut")
+        self._mark(fault, [self._ledger.heard[name]])
+        line.cut()
+        return True
 
-    def _slow_client(self, fault: Fault) -> None:
-        lines = [line for client in self._clients for line in client.lines.values() if line.response]
-        if lines:
-            response = lines[fault.target % len(lines)].response
-            assert response is not None
-            response.may_read.clear()
-            self._tasks.start_soon(self._until_later, fault, response.may_read.set)
+    def _slow_client(self, fault: Fault) -> bool:
+        responses = [line.response for client in self._clients for line in client.lines.values()]
+        reading = [each for each in responses if each is not None]
+        if not reading:
+            return False
+        chosen = reading[fault.target % len(reading)]
+        chosen.may_read.clear()
+        self._tasks.start_soon(self._until_later, fault, chosen.may_read.set)
+        return True
 
     async def _until_later(self, fault: Fault, act: Callable[[], object]) -> None:
         with anyio.move_on_after(_SLOW):
@@ -131,7 +149,9 @@ class Strikes:
         return lambda: self._ledger.ticks >= end
 
 
-async def run(schedule: Schedule, upstream_of: UpstreamOf = numbering_upstream) -> Run:
+async def run(
+    schedule: Schedule, promise: Promise = HELD, upstream_of: UpstreamOf = numbering_upstream
+) -> Run:
     """Run it."""
     ledger = Ledger(schedule)
     done = Run(schedule, ledger)
@@ -140,7 +160,7 @@ async def run(schedule: Schedule, upstream_of: UpstreamOf = numbering_upstream) 
             async with AsyncExitStack() as stack:
                 upstream = await stack.enter_async_context(upstream_of(schedule, ledger))
                 store = await stack.enter_async_context(store_of(schedule))
-                await _with_proxies(done, upstream, store)
+                await _with_proxies(done, upstream, store, promise)
                 await _is_left(done, upstream)
     except TimeoutError:
         done.problems.append(f"it did not end within {DEADLINE:g} s")
@@ -149,7 +169,7 @@ async def run(schedule: Schedule, upstream_of: UpstreamOf = numbering_upstream) 
     return done
 
 
-async def _with_proxies(done: Run, upstream: NumberingUpstream, store: Store) -> None:
+async def _with_proxies(done: Run, upstream: NumberingUpstream, store: Store, promise: Promise) -> None:
     async with replicas_of(done.schedule, upstream.url, store, done.logs) as replicas:
         clients = [
             Client(number, plan, replicas, done.ledger) for number, plan in enumerate(done.schedule.callers)
@@ -162,19 +182,62 @@ async def _with_proxies(done: Run, upstream: NumberingUpstream, store: Store) ->
                 async with anyio.create_task_group() as tasks:
                     for client in clients:
                         tasks.start_soon(client.work)
-            done.ledger.strike = lambda fault: None
+            done.ledger.strike = lambda fault: False
             if working.cancelled_caught:
                 done.problems.append(f"the clients did not finish within {WORK:g} s")
                 done.ledger.give_up()
         done.ledger.note("all clients have finished")
         await _gone(done, replicas, "recorder_waiting_frames")
-        async with store_from_url(store.url) as opened:
-            for client in clients:
-                done.tapes[client.number] = await opened.get_frames(client.session_id)
+        await _read_tapes(done, store, clients, promise)
         for client in clients:
             await client.end()
         await _gone(done, replicas, "open_streams")
+        await _is_exactly_one(done, replicas)
     done.problems += replicas.problems
+
+
+async def _read_tapes(done: Run, store: Store, clients: list[Client], promise: Promise) -> None:
+    """Read them; wait for the answers that are read on into them, where that is promised."""
+    async with store_from_url(store.url) as opened:
+        with anyio.move_on_after(LEAVING) as waiting:
+            while not waiting.cancel_called:
+                for client in clients:
+                    done.tapes[client.number] = await opened.get_frames(client.session_id)
+                if not promise.adopts or not untaped(done):
+                    break
+
+
+def untaped(done: Run) -> list[int]:
+    """Return the calls that a client was left without an answer to, and whose answer nobody kept.
+
+    It must be kept where nothing but the client's connection broke.
+    """
+    if done.ledger.has_struck("kill_proxy", "drain_proxy", "restart_store", "hang_store"):
+        return []
+    taped = {
+        frame.envelope.id
+        for tape in done.tapes.values()
+        for frame in tape
+        if frame.envelope.kind == "response"
+    }
+    streamed = {call.id for call in done.schedule.calls if call.events}
+    return [
+        heard.call
+        for heard in done.ledger.heard.values()
+        if heard.outcome == "unknown" and heard.call in streamed and done.ledger.executed[heard.call]
+        if heard.call not in done.ledger.broken and heard.call not in taped
+    ]
+
+
+async def _is_exactly_one(done: Run, replicas: Replicas) -> None:
+    """Note a replica that sent on more than it got."""
+    async with plain_http() as http:
+        for served in (each.served for each in replicas.all):
+            assert served is not None
+            forwarded = await served.metric(http, 'upstream_requests_total{reason="forward"}')
+            received = await served.metric(http, "client_requests_total")
+            if forwarded > received:
+                done.problems.append(f"{forwarded} requests sent on of {received}")
 
 
 async def _gone(done: Run, replicas: Replicas, gauge: str) -> None:

@@ -85,6 +85,8 @@ class Call:
     """How many messages the upstream gives out before the client has received the first of them."""
     padding: int
     """Bytes that each message is longer."""
+    polls: int = 0
+    """After how many messages the upstream ends a connection in good order, for the client to come back."""
 
 
 @dataclass(frozen=True)
@@ -140,7 +142,10 @@ class Schedule:
         ]
         for number, caller in enumerate(self.callers):
             lanes = " | ".join(
-                " ".join(f"{each.id}:{each.events or 'json'}" for each in lane) for lane in caller.lanes
+                " ".join(
+                    f"{each.id}:{each.events or 'json'}{f'/{each.polls}' * bool(each.polls)}" for each in lane
+                )
+                for lane in caller.lanes
             )
             lines.append(f"  client {number}: {lanes} | listens for {caller.notifications}")
         lines += [f"  tick {each.at}: {each.kind} {each.target} for {each.lasts}" for each in self.faults]
@@ -181,7 +186,13 @@ def _caller(choose: random.Random, ids: object, upstream: UpstreamKind, has_get:
 
 def _call(choose: random.Random, upstream: UpstreamKind, number: int) -> Call:
     events = 0 if upstream == "json" or choose.random() < 0.2 else choose.randint(1, 12)
-    return Call(number, events, choose.choice((1, 3, _ENDLESS)), choose.choice((0, 0, 0, 40_000)))
+    return Call(
+        number,
+        events,
+        ahead=choose.choice((1, 3, _ENDLESS)),
+        padding=choose.choice((0, 0, 0, 40_000)),
+        polls=choose.choice((0, 0, 0, 2)) if upstream == "resumable" else 0,
+    )
 
 
 def _ticks(callers: Sequence[Caller]) -> int:

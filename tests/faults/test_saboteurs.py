@@ -53,27 +53,28 @@ async def test_without_sabotage_nothing_is_reported(upstream: UpstreamKind) -> N
 async def test_sabotage_is_reported(
     kind: type[NumberingUpstream], upstream: UpstreamKind, reported: str
 ) -> None:
-    verdict = judge(await running.run(plain(upstream), saboteurs.upstream_of(kind)))
+    verdict = judge(await running.run(plain(upstream), upstream_of=saboteurs.upstream_of(kind)))
     assert [each for each in verdict.problems if re.search(reported, each)], verdict.problems
 
 
 async def test_lost_and_duplicated_messages_are_counted() -> None:
-    dropped = judge(await running.run(plain(), saboteurs.upstream_of(saboteurs.Drops)))
+    dropped = judge(await running.run(plain(), upstream_of=saboteurs.upstream_of(saboteurs.Drops)))
     assert (dropped.lost, dropped.duplicated) == (3, 0)
-    doubled = judge(await running.run(plain(), saboteurs.upstream_of(saboteurs.Duplicates)))
+    doubled = judge(await running.run(plain(), upstream_of=saboteurs.upstream_of(saboteurs.Duplicates)))
     assert (doubled.lost, doubled.duplicated) == (0, 3)
 
 
 async def test_what_hangs_is_reported(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(running, "WORK", 1.0)
-    verdict = judge(await running.run(plain(), saboteurs.upstream_of(saboteurs.Hangs)))
+    monkeypatch.setattr(running, "LEAVING", 0.1)
+    verdict = judge(await running.run(plain(), upstream_of=saboteurs.upstream_of(saboteurs.Hangs)))
     assert "the clients did not finish within 1 s" in verdict.problems
     assert "call 1: it is open after 1 messages" in verdict.problems
 
 
 async def test_a_connection_that_is_left_over_is_reported(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(running, "LEAVING", 0.1)
-    verdict = judge(await running.run(plain(), saboteurs.haunted))
+    verdict = judge(await running.run(plain(), upstream_of=saboteurs.haunted))
     assert verdict.problems == ["1 connections to the upstream outlive the proxies"]
 
 

@@ -28,6 +28,10 @@ class Log:
     is_whole: bool = False
     follower: Connection | None = None
     """The one connection that gets them: a newer one takes over."""
+    hurries: bool = False
+    """Whether it does not wait for the client any more."""
+    polls: int = 0
+    """After how many messages a connection ends, in good order and before its time; 0: never."""
     passed: int = 0
     """Messages that nobody will be given any more: a stream without a cursor begins after them."""
 
@@ -82,6 +86,11 @@ class NumberingUpstream:
         assert connection is not None
         connection.cut()
         return log.name
+
+    def hurry(self) -> None:
+        """Let what is under way wait for no client: a proxy that ends could not bring the two together."""
+        for log in self.calls.values():
+            log.hurries = True
 
     def forget(self) -> None:
         """Know no session any more, nor what could be resumed in them. What is under way goes on."""
@@ -145,7 +154,7 @@ class NumberingUpstream:
     async def _call(self, message: Any, connection: Connection, session: str) -> None:
         params = message["params"]
         call = params["call"]
-        log = self.calls.setdefault(call, Log(f"call {call}", session))
+        log = self.calls.setdefault(call, Log(f"call {call}", session, polls=params["polls"]))
         log.follower = connection
         self._ledger.executed[call] += 1
         self._run(self._execute(log, params))
@@ -174,7 +183,7 @@ class NumberingUpstream:
         self._ledger.note(f"the upstream has finished {log.name}")
 
     def _may_give(self, log: Log, heard: Heard, number: int, ahead: int) -> bool:
-        return self._is_over(heard) or number <= max(heard.last, log.passed) + ahead
+        return self._is_over(heard) or log.hurries or number <= max(heard.last, log.passed) + ahead
 
     def _is_over(self, heard: Heard) -> bool:
         return heard.over or self._ledger.is_given_up
@@ -246,6 +255,7 @@ class NumberingUpstream:
             log.follower = None
 
     async def _follow(self, log: Log, position: int, connection: Connection) -> None:
+        end = position + log.polls
         while not (log.is_whole and position == len(log.messages)):
             await self._ledger.until(partial(self._may_follow, log, position, connection))
             if log.follower is not connection:
@@ -254,6 +264,9 @@ class NumberingUpstream:
             for message in log.messages[position:]:
                 position += 1
                 await connection.chunk(self.event(log, position, message))
+                if position == end and log.polls:
+                    await connection.chunk(b"retry: 10\n\n")
+                    return
 
     def _may_follow(self, log: Log, position: int, connection: Connection) -> bool:
         return len(log.messages) > position or log.is_whole or log.follower is not connection
