@@ -56,11 +56,12 @@ class _Judged:
         assert heard.call is not None
         wanted = list(range(1, self._calls[heard.call].events + 2))
         answered = heard.outcome == "answered"
-        missing = len(set(wanted) - set(heard.numbers)) if answered else 0
+        excused = not answered and self._is_excused(heard)
+        missing = 0 if excused else len(set(wanted) - set(heard.numbers))
         problems = []
         if heard.numbers != (wanted if answered else wanted[: len(heard.numbers)]):
             problems.append(f"received {heard.numbers} of {len(wanted)}")
-        if not answered and not self._is_excused(heard):
+        if not answered and not excused:
             told = f", told {heard.refusals}" if heard.refusals else ""
             problems.append(f"it is {heard.outcome} after {len(heard.numbers)} messages{told}")
         if self._promise.unnoticed and self._is_noticed(heard):
