@@ -78,16 +78,19 @@ class _Judged:
         executed = bool(self._ledger.executed[heard.call])
         # Whether the upstream could be asked for the rest.
         known = self._has_upstream_id(heard) and not self._forgot
+        # Whether it had to be asked, and had forgotten.
+        polled = self._calls[heard.call].polls > 0
+        forgotten = self._forgot and (drained or killed or polled)
         match heard.outcome:
             case "unknown":
                 untouched = not heard.numbers and heard.cursor is None
                 return untouched and bool(heard.cuts or killed or (drained and not executed))
             case "ambiguous":
-                broken = heard.call in self._ledger.broken or killed or (drained and self._forgot)
+                broken = heard.call in self._ledger.broken or killed or forgotten
                 return not known and (broken or not executed)
             case "refused":
                 # The newest of the tape is lost with a killed proxy.
-                return not known and killed and (self._schedule.record_window > 0 or self._forgot)
+                return not known and (forgotten or (killed and self._schedule.record_window > 0))
             case _:
                 return False
 

@@ -163,6 +163,9 @@ class Client:
 
     async def _read(self, heard: Heard, response: Response) -> Outcome:
         heard.is_event_stream = True
+        if heard.call is None and heard.cursor is None:
+            heard.begun += 1
+            self._ledger.note(f"{heard.name} begins anew")
         async for event in response.events():
             if event.retry is not None:
                 await anyio.sleep(min(event.retry / 1000, _MOST_RETRY))

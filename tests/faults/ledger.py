@@ -45,6 +45,8 @@ class Heard:
     """How many of these were the client's own cuts."""
     fresh: int = 0
     """How often a GET stream was opened anew without a cursor."""
+    begun: int = 0
+    """How often a GET stream has begun without a cursor: what was given out before may never come."""
     refusals: list[str] = field(default_factory=list)
     """What the proxy said, where it was not the stream."""
     waits_since: list[tuple[str, float]] = field(default_factory=list)

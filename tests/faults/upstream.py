@@ -32,6 +32,8 @@ class Log:
     """Whether it does not wait for the client any more."""
     polls: int = 0
     """After how many messages a connection ends, in good order and before its time; 0: never."""
+    begun: int = 0
+    """How often the client had begun it anew when last looked at."""
     passed: int = 0
     """Messages that nobody will be given any more: a stream without a cursor begins after them."""
 
@@ -233,6 +235,8 @@ class NumberingUpstream:
             self._give(log, _notification("message", {"level": "info", "data": data}))
 
     def _may_notify(self, log: Log, heard: Heard) -> bool:
+        if heard.begun != log.begun:
+            log.begun, log.passed = heard.begun, len(log.messages)
         # Without an event store nobody would ever get what is given out now.
         is_kept = log.follower is not None or self._resumes
         return self._is_over(heard) or (is_kept and self._may_give(log, heard, len(log.messages) + 1, 3))
