@@ -7,9 +7,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 from tests.faults.ledger import Heard, Ledger
+from tests.faults.log import event_id
 from tests.faults.run import Run, untaped
 from tests.faults.schedule import HELD, Call, Promise, Schedule
-from tests.faults.upstream import event_id
 
 _UPSTREAMS = ("cut_upstream", "restart_upstream", "forget_session")
 _PROXIES = ("kill_proxy", "drain_proxy")

@@ -7,9 +7,10 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
 from tests.faults.ledger import Ledger
+from tests.faults.log import Log
 from tests.faults.run import UpstreamOf
 from tests.faults.schedule import Schedule
-from tests.faults.upstream import Log, NumberingUpstream, numbering_upstream
+from tests.faults.upstream import NumberingUpstream, numbering_upstream
 from tests.faults.wire import receive, sent
 from tests.support.upstream import Connection, Received
 

@@ -7,7 +7,7 @@ gives out, and each message that a client has received whole (see `ledger`).
 from __future__ import annotations
 
 import random
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final, Literal, get_args
 
@@ -176,9 +176,9 @@ def schedule(seed: int, promise: Promise = HELD) -> Schedule:
 _WEIGHTS: Final[Mapping[UpstreamKind, int]] = {"resumable": 3, "plain": 3, "json": 1}
 
 
-def _caller(choose: random.Random, ids: object, upstream: UpstreamKind, has_get: bool) -> Caller:
+def _caller(choose: random.Random, ids: Iterator[int], upstream: UpstreamKind, has_get: bool) -> Caller:
     lanes = tuple(
-        tuple(_call(choose, upstream, next(ids)) for _ in range(choose.randint(1, 3)))  # type: ignore[call-overload]
+        tuple(_call(choose, upstream, next(ids)) for _ in range(choose.randint(1, 3)))
         for _ in range(choose.randint(1, 3))
     )
     return Caller(lanes, choose.choice((0, 3, 8)) if has_get else choose.choice((0, 0, 2)))

@@ -6,36 +6,16 @@ import asyncio
 import json
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
 from tests.faults.ledger import Heard, Ledger
+from tests.faults.log import Log, event_id
 from tests.faults.schedule import Schedule
 from tests.support.redis import free_port
 from tests.support.upstream import INITIALIZE_RESULT, Connection, Received, ScriptedUpstream, result
 
 _JSON = ("Content-Type", "application/json")
-
-
-@dataclass
-class Log:
-    """The messages of one stream, in order: the event store of a server that has one."""
-
-    name: str
-    session: str
-    messages: list[bytes] = field(default_factory=list)
-    is_whole: bool = False
-    follower: Connection | None = None
-    """The one connection that gets them: a newer one takes over."""
-    hurries: bool = False
-    """Whether it does not wait for the client any more."""
-    polls: int = 0
-    """After how many messages a connection ends, in good order and before its time; 0: never."""
-    begun: int = 0
-    """How often the client had begun it anew when last looked at."""
-    passed: int = 0
-    """Messages that nobody will be given any more: a stream without a cursor begins after them."""
 
 
 class NumberingUpstream:
@@ -293,11 +273,6 @@ class NumberingUpstream:
         task: asyncio.Task[None] = asyncio.create_task(work)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
-
-
-def event_id(stream: str, number: int) -> str:
-    """Return the id that a resumable upstream gives the message of this number."""
-    return f"{stream.replace(' ', '-')}/{number}"
 
 
 def _notification(name: str, params: Any) -> bytes:
