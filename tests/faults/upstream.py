@@ -181,7 +181,8 @@ class NumberingUpstream:
         last = received.header(b"last-event-id")
         if last is not None and self._schedule.upstream == "resumable":
             await self._resume(last.decode(), connection, session)
-        elif not self._schedule.has_get:
+        elif not self._schedule.has_get or f"get {client}" not in self._ledger.heard:
+            self._ledger.note(f"the upstream refuses a GET of client {client}, which listens to nothing")
             await connection.respond(status="405 Method Not Allowed")
         else:
             log = self.gets.get(client)
