@@ -1,12 +1,13 @@
 # Everything runs in .venv, which the first target that needs it makes from the pinned, hashed constraints.
 PYTHON ?= python3
 BIN := .venv/bin
+N ?= 200
 SYNCED := .venv/.synced
 NODE_SYNCED := tests/real/node/node_modules/.synced
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 
 .DEFAULT_GOAL := help
-.PHONY: help sync run test check fmt lint types imports cov wheel bench bench-stores constraints clean
+.PHONY: help sync run test faults check fmt lint types imports cov wheel bench bench-stores constraints clean
 
 help: ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -31,6 +32,9 @@ test: sync ## all tests, with the branch coverage floor
 	$(BIN)/coverage run -m pytest
 	$(BIN)/coverage combine --quiet
 	$(BIN)/coverage report
+
+faults: $(SYNCED) ## run N random schedules of faults (make faults N=1000); `make test` runs a few
+	$(BIN)/python -m tests.faults --count $(N)
 
 check: lint types imports test wheel ## what CI runs
 
