@@ -230,6 +230,7 @@ class ResumedResponse(LiveResponse):
     def _attach(self, live: LiveStream, listener: Listener) -> bool:
         if live.attach(listener):
             self._live = live
+            self._streams.discard(self)  # the stream counts by itself
         return self._live is not None
 
     async def _say_what_is_missing(self, listener: Listener, cursor: Cursor) -> None:

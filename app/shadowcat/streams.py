@@ -16,7 +16,6 @@ from shadowcat.sse import COMMENT
 from shadowcat.upstream import UpstreamResponse
 from shadowcat_stores import StoreError
 
-
 _COMES_WITHIN: Final = 2.0
 """Seconds within which a listener comes to a stream that was opened for it."""
 
