@@ -6,6 +6,7 @@
     │   ├── NotJSONRPC               400   the body is no JSON-RPC message
     │   ├── RepeatedHeader           400   a header that decides stands twice
     │   ├── SessionRequired          400   no Mcp-Session-Id
+    │   ├── EventUnknown             400   a Last-Event-ID of ours that the tape does not know any more
     │   ├── ForbiddenOrigin          403   Origin or Host is not one of ours
     │   ├── SessionUnknown           404   unknown, expired, or somebody else's: the same answer
     │   ├── NotAcceptable            406   Accept excludes what the protocol answers with
@@ -86,6 +87,18 @@ class SessionRequired(ClientError):
     """The request belongs to a session and names none."""
 
     reason = "session_required"
+
+
+class EventUnknown(ClientError):
+    """`Last-Event-ID` is of the proxy's making and not, or not any more, on the session's tape."""
+
+    reason = "event_unknown"
+
+    def __init__(self) -> None:
+        super().__init__(
+            "The event that Last-Event-ID names is not known any more, so its stream cannot be resumed. What "
+            "it was to answer may have been processed: check before you send it again."
+        )
 
 
 class ForbiddenOrigin(ClientError):

@@ -6,16 +6,16 @@ At most one GET of a session is open at the upstream, however often its client c
 from __future__ import annotations
 
 import asyncio
-import secrets
 from collections.abc import Callable, Coroutine
 from http import HTTPStatus
 from typing import Final, Generic, TypeVar
 
+from shadowcat.errors import EventUnknown
 from shadowcat.headers import Headers
 from shadowcat.live import LiveStream, Reopen
 from shadowcat.live_responses import ResumedResponse
 from shadowcat.recorder import Recorder
-from shadowcat.replay import NAME_BYTES, Cursor, find_cursor
+from shadowcat.replay import Cursor, find_cursor, is_minted, new_name, was_begun_anew
 from shadowcat.settings import Settings
 from shadowcat.streams import LiveStreams
 from shadowcat.tap import EventTap
@@ -59,10 +59,13 @@ class Gets:
         """Return the stream from after this event on; `None` where the session's tape does not know it.
 
         Raises:
+            EventUnknown: nor can the upstream know it.
             StoreError: as the store does.
         """
         await self._recorder.flush()
         cursor = await find_cursor(self._store, session.id, event_id)
+        if cursor is None and is_minted(event_id):
+            raise EventUnknown
         return None if cursor is None else self._resumed(session, cursor, headers, reopen)
 
     async def open(
@@ -112,13 +115,21 @@ class Gets:
         token = await self._streams.owners.claim(session.id, cursor.stream)
         if token is not None and self._streams.find(session.id, cursor.stream) is None:
             limit = self._settings.max_message_bytes
-            tap = EventTap(cursor.stream, limit, cursor.unanswered, cursor.position, cursor.upstream_id)
+            after = await self._upstream_id(session, cursor)
+            tap = EventTap(cursor.stream, limit, cursor.unanswered, cursor.position, after)
             live = LiveStream(
                 session.id, cursor.stream, tap, reopen, self._recorder, self._settings, again=True
             )
             live.token = token
             self._streams.start(live)
         return True
+
+    async def _upstream_id(self, session: Session, cursor: Cursor) -> str | None:
+        """Return the id with which the upstream takes the stream up; `None` where it knows none of it."""
+        event_id = cursor.upstream_id
+        if event_id is None or is_minted(event_id):
+            return None
+        return None if await was_begun_anew(self._store, session.id, cursor.begun) else event_id
 
     # -- the GET stream itself ------------------------------------------------------------------------------
 
@@ -127,7 +138,7 @@ class Gets:
         while True:
             opening = self._opening.get(session.id)
             if opening is None:
-                after = None if cursor is None else cursor.upstream_id
+                after = None if cursor is None else await self._upstream_id(session, cursor)
                 opening = _Shared(
                     self._ask(session, reopen, after), lambda: self._opening.pop(session.id, None)
                 )
@@ -150,13 +161,12 @@ class Gets:
 
     async def _ask_as_owner(self, session: Session, reopen: Reopen, after: str | None) -> Opened:
         begun = await self._newest(session.id)
-        response = await reopen(after, "forward" if after is None else "recover")
+        response = await reopen(GET_STREAM, after, "forward" if after is None else "recover")
         if response.status == HTTPStatus.METHOD_NOT_ALLOWED:
             return await self._refuse(session.id, response)
         if response.status != HTTPStatus.OK or response.media is not Media.SSE or response.content_encoding:
             return response
-        name = f"{GET_STREAM}.{secrets.token_urlsafe(NAME_BYTES)}"
-        tap = EventTap(name, self._settings.max_message_bytes, explicit=True)
+        tap = EventTap(new_name("get"), self._settings.max_message_bytes, explicit=True)
         live = LiveStream(session.id, GET_STREAM, tap, reopen, self._recorder, self._settings)
         live.begun = begun
         live.headers = response.headers

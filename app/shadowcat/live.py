@@ -40,8 +40,8 @@ _LOST: Final = (
 class Reopen(Protocol):
     """Opens a stream upstream again."""
 
-    async def __call__(self, after: str | None, reason: Reason = "recover") -> UpstreamResponse:
-        """Ask for what comes after the event of this id.
+    async def __call__(self, stream: str, after: str | None, reason: Reason = "recover") -> UpstreamResponse:
+        """Ask for what comes on the stream after the event of this id.
 
         Raises:
             UpstreamError: the upstream cannot be asked.
@@ -272,7 +272,7 @@ class LiveStream:
         patience = 0 if is_broken else self._settings.reconnect_after
         while await self._pauses.wait((patience if self.tap.retry is None else self.tap.retry) / 1000):
             try:
-                response = await self._reopen(self.tap.upstream_id)
+                response = await self._reopen(self.name, self.tap.upstream_id)
             except SessionUnknown:
                 return None
             except ShadowcatError:

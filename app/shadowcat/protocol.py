@@ -23,6 +23,9 @@ INTERNAL_ERROR: Final = -32603
 AMBIGUOUS_DELIVERY: Final = -31001
 """Ours, outside the range JSON-RPC reserves: nobody can know whether the upstream processed it."""
 
+MARK: Final = b'{"shadowcat":"session_restored"}'
+"""What stands in the tape, as a message of kind `other`, where the server's side of a session begins anew."""
+
 
 def is_stateless(version: str) -> bool:
     """Return whether this revision is one without sessions."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import secrets
 from collections.abc import AsyncIterator
 from dataclasses import replace
 from http import HTTPStatus
@@ -25,7 +24,7 @@ from shadowcat.readers import Reader, reader_for
 from shadowcat.recorder import Recorder
 from shadowcat.recovery import Recovery
 from shadowcat.relay import Relay
-from shadowcat.replay import NAME_BYTES
+from shadowcat.replay import new_name
 from shadowcat.responses import RelayResponse
 from shadowcat.restore import REFUSALS, Restorer
 from shadowcat.sessions import SessionManager, is_initialize
@@ -80,7 +79,7 @@ class Proxy:
         if request.method == "POST":
             request.messages = read_envelopes(request.body)
         session = await self.sessions.resolve(request)
-        stream = GET_STREAM if request.method == "GET" else secrets.token_urlsafe(NAME_BYTES)
+        stream = new_name("s")
         if session is not None and self._recorder.enabled:
             if request.method == "GET" and (answer := await self._get(request, session)) is not None:
                 return answer
@@ -117,8 +116,7 @@ class Proxy:
             return
         if request.method == "DELETE":
             self._gets.forget(session.id)
-            for stream in self._streams.of(session.id):
-                stream.drop()
+            self._streams.drop(session.id)
         for message in request.messages:
             if message.method == "notifications/cancelled":
                 for stream in self._streams.of(session.id):
@@ -147,7 +145,7 @@ class Proxy:
             if vouched.status in (HTTPStatus.UNAUTHORIZED, HTTPStatus.FORBIDDEN):
                 return self._respond(request, session, vouched, Relay(vouched, None), None)
             await self.sessions.settle(session, request, vouched)
-        reopen = self._reopening(request, session, GET_STREAM)
+        reopen = self._reopening(request, session)
         headers = [*_STREAM_HEADERS, (protocol.SESSION_ID, session.id.encode("latin-1"))]
         try:
             if request.last_event_id:
@@ -162,20 +160,30 @@ class Proxy:
         headers = response_headers(found.headers, session, self._settings)
         return RelayResponse(found.status, headers, _once(found.body), _nothing)
 
-    def _reopening(self, request: ClientRequest, session: Session, stream: str) -> Reopen:
+    def _reopening(self, request: ClientRequest, session: Session) -> Reopen:
         """Return what opens a stream of the session upstream with the credentials of this request."""
         recovery = Recovery(self.upstream, request, self._settings.max_message_bytes)
 
-        async def reopen(after: str | None, reason: Reason = "recover") -> UpstreamResponse:
+        upstream_session = session.upstream_session_id
+        void: str | None = None
+
+        async def reopen(stream: str, after: str | None, reason: Reason = "recover") -> UpstreamResponse:
+            nonlocal upstream_session, void
+            if stream != GET_STREAM:
+                return await recovery.open_stream(upstream_session, after, reason)
             current = await self.sessions.current(session)
-            response = await recovery.open_stream(current.upstream_session_id, after, reason)
-            if stream != GET_STREAM or response.status not in REFUSALS:
+            if current.upstream_session_id != upstream_session:
+                # It was begun anew meanwhile, and the ids of before mean nothing there.
+                upstream_session, void = current.upstream_session_id, after
+            known = None if after == void else after
+            response = await recovery.open_stream(upstream_session, known, reason)
+            if response.status not in REFUSALS:
                 return response
             restored = await self.restorer.restored(current, request, response)
             if restored is None:
                 return response
-            # The ids of the former session mean nothing in the new one.
-            return await recovery.open_stream(restored.upstream_session_id, None, "recover")
+            upstream_session, void = restored.upstream_session_id, after
+            return await recovery.open_stream(upstream_session, None, "recover")
 
         return reopen
 
@@ -267,7 +275,7 @@ class Proxy:
             session.id,
             stream,
             EventTap(stream, settings.max_message_bytes, _asked(request)),
-            self._reopening(request, session, stream),
+            self._reopening(request, session),
             self._recorder,
             settings,
             polled=polled,

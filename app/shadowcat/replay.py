@@ -3,18 +3,28 @@
 from __future__ import annotations
 
 import re
+import secrets
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import groupby
 from typing import Final
 
+from shadowcat.protocol import MARK
 from shadowcat.sse import write_event
 from shadowcat.tap import minted
 from shadowcat_stores import GET_STREAM, Frame, JsonRpcId, SessionStore
 
-_MINTED: Final = re.compile(r"([\w-]{8})-(\d{1,9})", re.ASCII)
-NAME_BYTES: Final = 6
-"""Of randomness in a stream's name: eight characters."""
+_MINTED: Final = re.compile(r"(s\.[\w-]{8}|get\.[\w-]{8})-(\d{1,9})", re.ASCII)
+
+
+def new_name(kind: str) -> str:
+    """Return a name for ids, of the stream that answers a request (`s`) or of a GET stream (`get`)."""
+    return f"{kind}.{secrets.token_urlsafe(6)}"
+
+
+def is_minted(event_id: str) -> bool:
+    """Return whether the id is of the form of those that are made here."""
+    return _MINTED.fullmatch(event_id) is not None
 
 
 @dataclass(slots=True)
@@ -24,6 +34,8 @@ class Cursor:
     stream: str
     seq: int = 0
     """The newest frame that the client has."""
+    begun: int = 0
+    """The stream's first frame that the tape still has."""
     position: int = 0
     """Which event of the stream that is."""
     event_id: str | None = None
@@ -75,6 +87,7 @@ class Cursor:
     def _pass(self, event: Sequence[Frame]) -> None:
         for frame in event:
             self.seq = frame.seq
+            self.begun = self.begun or frame.seq
             if frame.direction == "client":
                 if frame.envelope.kind == "request":
                     self.asked.add(frame.envelope.id)
@@ -133,3 +146,12 @@ def _bytes(event: Sequence[Frame]) -> bytes:
     raws = [frame.envelope.raw for frame in event]
     data = raws[0] if len(raws) == 1 else b"[" + b",".join(raws) + b"]"
     return write_event(data, _event_id(first), first.event)
+
+
+async def was_begun_anew(store: SessionStore, session_id: str, since: int) -> bool:
+    """Return whether the upstream has begun the session anew since this frame: ids of before mean nothing.
+
+    Raises:
+        StoreError: as the store does.
+    """
+    return any(frame.envelope.raw == MARK for frame in await store.get_frames(session_id, after=since))

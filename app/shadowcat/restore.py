@@ -24,6 +24,7 @@ import msgspec
 from shadowcat.counters import Counters
 from shadowcat.errors import AmbiguousDelivery, RestoreFailed, SessionUnknown, ShadowcatError, UpstreamBroke
 from shadowcat.inbound import ClientRequest
+from shadowcat.protocol import MARK
 from shadowcat.readers import Arrival
 from shadowcat.recorder import Recorder
 from shadowcat.recovery import LONGEST_COMPLAINT, Recovery
@@ -37,9 +38,6 @@ logger = logging.getLogger("shadowcat.sessions")
 
 REFUSALS: Final = frozenset({400, 404})
 """The statuses with which servers say that they know no such session."""
-
-MARK: Final = b'{"shadowcat":"session_restored"}'
-"""What stands in the tape, as a message of kind `other`, where the server's side of a session begins anew."""
 
 _PATIENCE: Final = 10.0
 """Seconds that all requests of one restoration may take."""

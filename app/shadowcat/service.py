@@ -23,7 +23,7 @@ from shadowcat.streams import LiveStreams
 from shadowcat.transports import http_transport
 from shadowcat.upstream import Upstream
 from shadowcat.watch import ClientWatch
-from shadowcat_stores import SessionStore, StoreUnavailable, StoreUnusable
+from shadowcat_stores import SessionStore, StoreError, StoreUnavailable, StoreUnusable
 
 logger = logging.getLogger("shadowcat")
 
@@ -183,10 +183,11 @@ class Service:
             self.streams.keep_alive(silence)
 
     async def _look_after(self) -> None:
-        """Go on with streams whose clients listen to them at other replicas."""
+        """See to the streams whose sessions and clients have gone to other replicas."""
         while self.store.shared:
             await asyncio.sleep(1)
-            await self.streams.look_after()
+            with suppress(StoreError):
+                await self.streams.look_after(self.store)
 
     async def _keep_alive(self) -> None:
         """Keep the sessions of open streams from expiring under them, and end those that have ended."""

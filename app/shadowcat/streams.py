@@ -14,10 +14,16 @@ from shadowcat.live import LiveStream
 from shadowcat.owners import Owners
 from shadowcat.sse import COMMENT
 from shadowcat.upstream import UpstreamResponse
-from shadowcat_stores import StoreError
+from shadowcat_stores import SessionStore, StoreError
 
 _COMES_WITHIN: Final = 2.0
 """Seconds within which a listener comes to a stream that was opened for it."""
+
+
+_AT_A_TIME: Final = 200
+"""Sessions that are looked for in the store at a time."""
+_BETWEEN: Final = 0.2
+"""Seconds between such looks."""
 
 
 class LiveStreams:
@@ -70,11 +76,29 @@ class LiveStreams:
             if stream.token:
                 self.claim(stream)
 
-    async def look_after(self) -> None:
-        """Let the streams be read on that somebody listens to by way of the store."""
+    async def look_after(self, store: SessionStore) -> None:
+        """Do what other replicas cannot: end the streams of sessions that were ended there, and read on those
+        that somebody listens to there.
+
+        Raises:
+            StoreError: as the store does.
+        """
         for stream in self.all():
             if stream.listener is None and await self.owners.is_listened_to(stream.session_id, stream.name):
                 stream.read_on()
+        session_ids = list(self._live)
+        for at in range(0, len(session_ids), _AT_A_TIME):
+            asked = session_ids[at : at + _AT_A_TIME]
+            alive = await store.get_sessions_batch(asked)
+            for session_id in asked:
+                if session_id not in alive:
+                    self.drop(session_id)
+            await asyncio.sleep(_BETWEEN)
+
+    def drop(self, session_id: str) -> None:
+        """End the streams of a session that has ended: nobody waits for what is missing."""
+        for stream in self.of(session_id):
+            stream.drop()
 
     def _do(self, work: Coroutine[None, None, None]) -> None:
         task = asyncio.get_running_loop().create_task(work)

@@ -10,7 +10,7 @@ from typing import Any
 import anyio
 import pytest
 
-from shadowcat.restore import MARK
+from shadowcat.protocol import MARK
 from tests.support.forgetful import (
     RECOVERY,
     REFUSALS,
