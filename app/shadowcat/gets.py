@@ -10,10 +10,13 @@ from collections.abc import Callable, Coroutine
 from http import HTTPStatus
 from typing import Final, Generic, TypeVar
 
+import anyio
+
 from shadowcat.errors import EventUnknown
 from shadowcat.headers import Headers
 from shadowcat.live import LiveStream, Reopen
 from shadowcat.live_responses import ResumedResponse
+from shadowcat.protocol import is_polled
 from shadowcat.recorder import Recorder
 from shadowcat.replay import Cursor, find_cursor, is_minted, new_name, was_begun_anew
 from shadowcat.settings import Settings
@@ -24,6 +27,8 @@ from shadowcat_stores import GET_STREAM, Session, SessionStore
 
 Result = TypeVar("Result")
 
+_UNDER_WAY: Final = 0.25
+"""Seconds that another replica's frame may take to the store after its window."""
 _REFUSALS_KEPT: Final = 10_000
 
 
@@ -64,6 +69,10 @@ class Gets:
         """
         await self._recorder.flush()
         cursor = await find_cursor(self._store, session.id, event_id)
+        if cursor is None and self._store.shared:
+            # Another replica may have sent the event a moment ago, and not have recorded it yet.
+            await anyio.sleep(self._settings.record_window + _UNDER_WAY)
+            cursor = await find_cursor(self._store, session.id, event_id)
         if cursor is None and is_minted(event_id):
             raise EventUnknown
         return None if cursor is None else self._resumed(session, cursor, headers, reopen)
@@ -118,7 +127,14 @@ class Gets:
             after = await self._upstream_id(session, cursor)
             tap = EventTap(cursor.stream, limit, cursor.unanswered, cursor.position, after)
             live = LiveStream(
-                session.id, cursor.stream, tap, reopen, self._recorder, self._settings, again=True
+                session.id,
+                cursor.stream,
+                tap,
+                reopen,
+                self._recorder,
+                self._settings,
+                polled=is_polled(session.protocol_version),
+                again=True,
             )
             live.token = token
             self._streams.start(live)
@@ -152,11 +168,15 @@ class Gets:
         token = await self._streams.owners.claim(session.id, GET_STREAM)
         if token is None:
             return None
-        live = await self._ask_as_owner(session, reopen, after)
-        if isinstance(live, LiveStream):
-            live.token = token
-        else:
-            await self._streams.owners.release(session.id, GET_STREAM, token)
+        live: Opened = None
+        try:
+            live = await self._ask_as_owner(session, reopen, after)
+        finally:
+            if isinstance(live, LiveStream):
+                live.token = token
+            else:
+                with anyio.CancelScope(shield=True):
+                    await self._streams.owners.release(session.id, GET_STREAM, token)
         return live
 
     async def _ask_as_owner(self, session: Session, reopen: Reopen, after: str | None) -> Opened:

@@ -160,11 +160,17 @@ class LiveStream:
             with self._scope:
                 await self._read_all(response, body)
             self._has_ended = True
+            if self._is_left_to_upstream():
+                self._goes_on_upstream = True
             with anyio.move_on_after(_LAST_WORDS):
                 await self._conclude()
         finally:
             self._has_ended = True
             self.over.set()
+
+    def _is_left_to_upstream(self) -> bool:
+        """Return whether nobody listens who had to be told, and the upstream still knows what is missing."""
+        return self._scope.cancelled_caught and self.listener is None and self.tap.upstream_id is not None
 
     async def _conclude(self) -> None:
         """Tell who listens how it ended."""
@@ -189,8 +195,9 @@ class LiveStream:
         return self._handed_on
 
     def end(self) -> None:
-        """End it: what is missing is said."""
-        self._scope.cancel()
+        """End it: what is missing is said, unless it can be had elsewhere."""
+        if not self.hand_on():
+            self._scope.cancel()
 
     def drop(self) -> None:
         """End it: nobody waits for what is missing."""
@@ -226,8 +233,9 @@ class LiveStream:
         if not self.tap.unanswered or self.tap.upstream_id is None:
             return False
         # An upstream that ends it cleanly expects the client back, in its own time. A client that knows
-        # nothing of a connection that broke knows nothing of the end of the next one either.
-        self._goes_on_upstream = not (is_broken or self._again)
+        # nothing of a connection that broke knows nothing of the end of the next one either, and one that has
+        # left before its stream began has no id to come back with.
+        self._goes_on_upstream = not (is_broken or self._again or self.listener is None)
         return not self._goes_on_upstream
 
     async def _read(self, response: UpstreamResponse, body: AsyncIterator[bytes]) -> bool:
@@ -240,6 +248,9 @@ class LiveStream:
                     break
         except UpstreamBroke:
             return True
+        else:
+            if self.tap.has_unread:
+                self.tap.unanswered.clear()
         finally:
             await response.aclose()
             if self.tap.position > position or time.monotonic() - begun > LONGEST:

@@ -27,7 +27,7 @@ from shadowcat_stores import GET_STREAM, SessionStore, StoreError
 _SOON: Final = 0.05
 """Seconds after which a stream is no short one any more: its client gets an id to come back with, and other
 replicas are told who reads it."""
-_LOOK_AGAIN: Final = 0.25
+_LOOK_AGAIN: Final = 0.1
 """Seconds after which a stream that another replica reads is looked for again."""
 _LISTENING: Final = 4.0
 """Seconds that the replica which reads it goes on for somebody who listens here."""
@@ -117,6 +117,11 @@ class StreamResponse(LiveResponse):
         if self._prime and self._stream.tap.position == 0 and self._listener is not None:
             self._listener.send_beside(self._prime)
 
+    def client_left(self) -> None:
+        """Send nothing more, and let other replicas know who reads the stream: the client may come there."""
+        super().client_left()
+        self._streams.claim(self._stream)
+
     def cut(self) -> None:
         """End it now: what is missing is said."""
         self._stream.end()
@@ -154,6 +159,7 @@ class ResumedResponse(LiveResponse):
         self._streams = streams
         self._go_on = go_on
         self._listening_since = -math.inf
+        self._has_waited = False
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Send it; return when the client has left, or has all there is."""
@@ -161,6 +167,7 @@ class ResumedResponse(LiveResponse):
             return
         listener = self._listener = Listener(send)
         self._streams.add(self)
+        self._streams.followers.add(listener)
         try:
             await listener.begin(self._head)
             try:
@@ -171,6 +178,7 @@ class ResumedResponse(LiveResponse):
             await listener.over.wait()
             await listener.settle()
         finally:
+            self._streams.followers.discard(listener)
             self._streams.discard(self)
 
     def cut(self) -> None:
@@ -200,8 +208,12 @@ class ResumedResponse(LiveResponse):
                 await self._say_what_is_missing(listener, cursor)
             elif live is not None:
                 await self._join(live, newest, listener, cursor)
-            elif cursor.is_done or not (await self._follow(cursor) or await self._go_on(cursor)):
+            elif cursor.is_done or not await self._is_read(cursor, listener):
                 await listener.end()
+
+    async def _is_read(self, cursor: Cursor, listener: Listener) -> bool:
+        """Return whether the stream is read, by another replica or from now on by this one."""
+        return await self._follow(cursor, listener) or await self._go_on(cursor)
 
     async def _join(
         self, live: LiveStream, newest: tuple[int, str | None] | None, listener: Listener, cursor: Cursor
@@ -213,23 +225,34 @@ class ResumedResponse(LiveResponse):
         elif newest is not None and not cursor.has(newest):
             raise StoreDown("The session store does not take what the stream brings: try again.")
 
-    async def _follow(self, cursor: Cursor) -> bool:
+    async def _follow(self, cursor: Cursor, listener: Listener) -> bool:
         """Wait for news of a stream that another replica reads; return whether one does."""
         owners = self._streams.owners
         if not await owners.other(self._session_id, cursor.stream):
-            return False
+            return await self._wait_for_claim(cursor)
         if time.monotonic() - self._listening_since > _LISTENING / 2:
             self._listening_since = time.monotonic()
             await owners.listen(self._session_id, cursor.stream, _LISTENING)
         frames = self._store.follow_frames(self._session_id, stream=cursor.stream, after=cursor.seq)
         async with aclosing(frames):
             with anyio.move_on_after(_LOOK_AGAIN):
-                return await anext(frames, None) is not None
+                if await anext(frames, None) is None:
+                    await listener.end()  # the session has ended
+        return True
+
+    async def _wait_for_claim(self, cursor: Cursor) -> bool:
+        """Wait, once, as long as a replica takes to claim a stream that it has just begun to read."""
+        if self._has_waited or not self._store.shared or cursor.stream == GET_STREAM:
+            return False
+        self._has_waited = True
+        if await self._store.get_stream_claim(self._session_id, cursor.stream) is None:
+            await anyio.sleep(3 * _SOON)
         return True
 
     def _attach(self, live: LiveStream, listener: Listener) -> bool:
         if live.attach(listener):
             self._live = live
+            self._streams.followers.discard(listener)
             self._streams.discard(self)  # the stream counts by itself
         return self._live is not None
 

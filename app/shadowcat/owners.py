@@ -20,7 +20,7 @@ logger = logging.getLogger("shadowcat.owners")
 
 UPSTREAM: Final = "~replicas"
 """The upstream's name in the records of replicas: no session of a client's has it."""
-_CLAIM: Final = 86_400.0
+_CLAIM: Final = 30 * 86_400.0
 """Seconds that a claim holds: what ends it before is its owner's record."""
 _BEATS: Final = 4
 """Touches within one lease."""
@@ -34,6 +34,8 @@ class Owners:
         self._lease = lease
         self.id = ""
         """This replica's name while it is known to live; empty while it is not."""
+        self._to_release: set[tuple[str, str, int]] = set()
+        """Claims that the store did not take back: others would wait for a stream that nobody reads."""
         self.on_loss: Callable[[], None] = lambda: None
         """Called when others may take this replica for dead, and its streams with it."""
 
@@ -63,6 +65,9 @@ class Owners:
             await asyncio.sleep(self._lease / _BEATS)
 
     async def _touch(self) -> None:
+        for claim in tuple(self._to_release):
+            self._to_release.discard(claim)
+            await self.release(*claim)
         now = self._store.clock()
         if self.id and await self._store.touch_session(_record(self.id), now + self._lease):
             return
@@ -114,8 +119,10 @@ class Owners:
     async def release(self, session_id: str, stream: str, token: int) -> None:
         """Give the stream up."""
         if token:
-            with suppress(StoreError):
+            try:
                 await self._store.release_stream(session_id, stream, token=token)
+            except StoreError:
+                self._to_release.add((session_id, stream, token))
 
     # -- those who listen from elsewhere --------------------------------------------------------------------
 

@@ -27,6 +27,11 @@ MARK: Final = b'{"shadowcat":"session_restored"}'
 """What stands in the tape, as a message of kind `other`, where the server's side of a session begins anew."""
 
 
+def is_polled(version: str | None) -> bool:
+    """Return whether clients of this revision come back by themselves for a stream that has ended."""
+    return version is not None and version >= POLLED_SINCE
+
+
 def is_stateless(version: str) -> bool:
     """Return whether this revision is one without sessions."""
     return version >= STATELESS_SINCE

@@ -189,6 +189,7 @@ class Proxy:
 
     def _tell(self, session: Session, notifications: list[bytes]) -> None:
         """Send these on the session's GET stream, as soon as that is open again, too."""
+        self._gets.forget(session.id)
         live = self._streams.find(session.id, GET_STREAM)
         if live is not None:
             live.to_say += notifications
@@ -257,7 +258,8 @@ class Proxy:
             self._streams.discard(opened)
             await response.aclose()
 
-        return RelayResponse(response.status, headers, body, close)
+        is_recorded = session is not None and relay.reader is not None and response.media is Media.JSON
+        return RelayResponse(response.status, headers, body, close, is_recorded_whole=is_recorded)
 
     def _live(
         self,
@@ -270,7 +272,7 @@ class Proxy:
     ) -> RelayResponse:
         """Return the stream that answers the request, as one that outlives the client's connection."""
         settings = self._settings
-        polled = (session.protocol_version or "") >= protocol.POLLED_SINCE
+        polled = protocol.is_polled(session.protocol_version)
         live = LiveStream(
             session.id,
             stream,

@@ -75,6 +75,8 @@ class Cursor:
         for _, group in groupby(frames, key=lambda frame: (frame.direction, _event_id(frame))):
             event = list(group)
             self._pass(event)
+            if self.has_gap:
+                return
             if event[0].direction == "server":
                 yield _bytes(event)
 

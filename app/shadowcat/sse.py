@@ -48,7 +48,8 @@ class SSEFramer:
         self._buffer = bytearray()
         self._searched = 0
         self._first = True
-        self._in_parts = False
+        self.is_in_parts = False
+        """Whether parts of a block have come out, and the rest of it has not come in."""
 
     @property
     def pending(self) -> bytes:
@@ -69,7 +70,7 @@ class SSEFramer:
         # A boundary may begin in the last bytes and end in the next chunk.
         self._searched = max(0, len(buffer) - _LONGEST_BOUNDARY)
         if len(buffer) > self._limit:
-            self._in_parts = True
+            self.is_in_parts = True
             blocks.append(SSEBlock(bytes(buffer[: self._searched])))
             del buffer[: self._searched]
             self._searched = 0
@@ -77,8 +78,8 @@ class SSEFramer:
 
     def _block(self, raw: bytes) -> SSEBlock:
         first, self._first = self._first, False
-        if self._in_parts:
-            self._in_parts = False
+        if self.is_in_parts:
+            self.is_in_parts = False
             return SSEBlock(raw, unread=True)
         if first and raw.startswith(_BOM):
             return _parse(raw, raw[len(_BOM) :])

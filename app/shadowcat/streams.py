@@ -10,6 +10,7 @@ from typing import Final
 
 import anyio
 
+from shadowcat.listener import Listener
 from shadowcat.live import LiveStream
 from shadowcat.owners import Owners
 from shadowcat.sse import COMMENT
@@ -32,6 +33,8 @@ class LiveStreams:
     def __init__(self, owners: Owners) -> None:
         self.owners = owners
         owners.on_loss = self._claim_again
+        self.followers: set[Listener] = set()
+        """Those who are sent streams from the tape."""
         self._open: set[object] = set()
         self._live: dict[str, dict[str, LiveStream]] = {}
         self._tasks: set[asyncio.Task[None]] = set()
@@ -58,7 +61,7 @@ class LiveStreams:
 
     def claim(self, stream: LiveStream) -> None:
         """Let other replicas know soon that it is read here. Where one of them reads it, end it."""
-        if self.owners.id:
+        if self.owners.id and not stream.token:
             self._do(self._claim(stream))
 
     async def _claim(self, stream: LiveStream) -> None:
@@ -74,6 +77,7 @@ class LiveStreams:
     def _claim_again(self) -> None:
         for stream in self.all():
             if stream.token:
+                stream.token = 0
                 self.claim(stream)
 
     async def look_after(self, store: SessionStore) -> None:
@@ -146,6 +150,10 @@ class LiveStreams:
     def keep_alive(self, silence: float) -> None:
         """Send a comment where nothing was sent for so many seconds."""
         before = time.monotonic() - silence
+        for listener in tuple(self.followers):
+            if listener.wrote_at <= before:
+                listener.send_beside(COMMENT)
         for stream in self.all():
-            if stream.listener is not None and stream.listener.wrote_at <= before:
-                stream.listener.send_beside(COMMENT)
+            listening = stream.listener
+            if listening is not None and listening.wrote_at <= before and not stream.tap.is_inside_event:
+                listening.send_beside(COMMENT)

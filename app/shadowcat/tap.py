@@ -64,6 +64,8 @@ class EventTap:
         """The id of the newest event."""
         self.upstream_id = upstream_id
         """The newest id that the upstream gave."""
+        self.has_unread = False
+        """Whether an event was too large to be read: it may have been the answer."""
         self.retry: int | None = None
         """Milliseconds that the upstream asks to wait before connecting again."""
         self._limit = limit
@@ -76,6 +78,11 @@ class EventTap:
     def newest(self) -> tuple[int, str | None]:
         """The number of the newest event and its id."""
         return self.position, self.last_id
+
+    @property
+    def is_inside_event(self) -> bool:
+        """Whether a part of an event has been passed on, and the rest of it has not come."""
+        return self._framer.is_in_parts
 
     def feed(self, chunk: bytes) -> Taken:
         """Return what this chunk completes."""
@@ -106,6 +113,7 @@ class EventTap:
         if block.data is None and not block.unread:
             return block.raw
         self.position += 1
+        self.has_unread |= block.unread
         own = minted(self.name, self.position)
         self.last_id = given or own
         messages = messages_of(block)

@@ -17,7 +17,14 @@ from tests.faults.wire import Broken, Event, Line, Refused, Response, receive, s
 from tests.support.proxying import INITIALIZE, request
 
 NOT_SENT_ON: Final = frozenset(
-    {"store_down", "stopping", "upstream_busy", "upstream_unreachable", "upstream_connect_timeout"}
+    {
+        "store_down",
+        "stopping",
+        "upstream_busy",
+        "upstream_unreachable",
+        "upstream_connect_timeout",
+        "restore_failed",
+    }
 )
 """Reasons after which a request may be sent again."""
 
