@@ -45,13 +45,18 @@ class Frame(msgspec.Struct, frozen=True, kw_only=True):
     seq: int = 0
     """Place in the session's tape: 1, 2, 3 … without a gap. The store gives it; 0 is "not stored yet"."""
     stream: str | None = None
-    """The SSE response it travelled on; `None` for a message in a plain body."""
+    """The SSE response it travelled on, `GET_STREAM` for the session's GET streams; a request of the client's
+    has the stream that is to answer it, also where the answer then came in a plain body. `None` for what the
+    server sent in one, and for what asks for no answer."""
     position: int = 0
-    """Which event of its stream it was: 1, 2, 3 …; the messages of one batch share it. 0 off a stream."""
+    """Which event of its stream it was: 1, 2, 3 …; the messages of one batch share it. Each GET stream that
+    is opened upstream begins anew with 1, under the same name. 0 off a stream, and for the client's."""
     event: str | None = None
     """The SSE event type where it is not the default, `message`."""
     event_id: str | None = None
-    """The SSE event id that the client saw."""
+    """The SSE event id: the upstream's own. `None` where it gave none, and the client saw the one that the
+    proxy makes, `<stream>-<position>`. Those made on a GET stream are stored: they have a name of their own
+    for each that was opened, so that none is made twice in a session."""
     token: int = 0
     """The writer's fencing token for the stream (see `SessionStore.claim_stream`); 0 is "not fenced"."""
 

@@ -16,6 +16,7 @@ from starlette.routing import Mount
 
 from shadowcat import Settings, create_app, lifespan_of
 from shadowcat_stores import MemoryStore
+from tests.support.events import Events, message
 from tests.support.proxying import INITIALIZE, Proxied, request
 from tests.support.serving import serve
 from tests.support.upstream import Connection, Received, ScriptedUpstream
@@ -236,3 +237,43 @@ async def test_draining_ends_the_streams_that_answer_no_request(upstream: Script
             assert await anext(got, None) is None  # a clean end
             assert proxy.service.streams.session_ids() == {proxy.session_id}
             assert len(proxy.service.streams) == 1  # the answer may finish
+
+
+async def test_a_host_that_cancels_the_app_when_the_client_leaves_ends_its_streams(
+    upstream: ScriptedUpstream,
+) -> None:
+    left = anyio.Event()
+
+    async def script(received: Received, connection: Connection) -> None:
+        await connection.start_stream()
+        await connection.chunk(b'data: {"jsonrpc":"2.0","method":"n"}\n\n')
+        await connection.peer_left()
+        left.set()
+
+    proxy = create_app(MemoryStore(), upstream=upstream.url)
+
+    async def impatient(scope: Any, receive: Any, send: Any) -> None:
+        with anyio.CancelScope() as call:
+
+            async def watched() -> Any:
+                message = await receive()
+                if message["type"] == "http.disconnect":
+                    call.cancel()
+                return message
+
+            await proxy(scope, watched, send)
+
+    async with serve(impatient) as base, httpx2.AsyncClient(timeout=10) as client:
+        used = Proxied(proxy.state.shadowcat, proxy.state.shadowcat.store, base, client)
+        await used.begin()
+        upstream.script = script
+        with anyio.fail_after(10):
+            async with used.stream("POST", request("tools/call", "c-1")) as response:
+                first = await Events(response).next()
+            await left.wait()
+            assert first is not None
+            assert first.id is not None
+            async with used.stream("GET", **{"Last-Event-ID": first.id}) as response:
+                (lost,) = await Events(response).rest()
+    assert message(lost)["error"]["data"] == {"reason": "ambiguous_delivery"}
+    assert len(upstream.forwarded) == 1
