@@ -9,12 +9,14 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 import secrets
+import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager, suppress
 from typing import Final
 
-from shadowcat_stores import Session, SessionExists, SessionNotFound, SessionStore, StoreError
+from shadowcat_stores import Session, SessionNotFound, SessionStore, StoreError
 
 logger = logging.getLogger("shadowcat.owners")
 
@@ -34,6 +36,8 @@ class Owners:
         self._lease = lease
         self.id = ""
         """This replica's name while it is known to live; empty while it is not."""
+        self._steady_since = math.inf
+        """Since when the store has taken every touch (`time.monotonic`)."""
         self._to_release: set[tuple[str, str, int]] = set()
         """Claims that the store did not take back: others would wait for a stream that nobody reads."""
         self.on_loss: Callable[[], None] = lambda: None
@@ -62,6 +66,7 @@ class Owners:
                 await self._touch()
             except StoreError as exc:
                 logger.debug("this replica's record could not be touched: %s", exc)
+                self._steady_since = math.inf
             await asyncio.sleep(self._lease / _BEATS)
 
     async def _touch(self) -> None:
@@ -69,16 +74,18 @@ class Owners:
             self._to_release.discard(claim)
             await self.release(*claim)
         now = self._store.clock()
-        if self.id and await self._store.touch_session(_record(self.id), now + self._lease):
+        is_known = bool(self.id) and await self._store.touch_session(_record(self.id), now + self._lease)
+        if self._steady_since == math.inf:
+            self._steady_since = time.monotonic()
+        if is_known:
             return
-        was, name = self.id, secrets.token_urlsafe(12)
+        name = self.id or secrets.token_urlsafe(12)
         record = Session(id=_record(name), created_at=now, expires_at=now + self._lease, upstream=UPSTREAM)
-        with suppress(SessionExists):
-            await self._store.create_session(record)
-            self.id = name
-            if was:
-                logger.warning("this replica was silent for too long: others may take its streams over")
-                self.on_loss()
+        await self._store.create_session(record)
+        if self.id:
+            logger.warning("this replica was silent for too long: others may take its streams over")
+            self.on_loss()
+        self.id = name
 
     async def claim(self, session_id: str, stream: str) -> int | None:
         """Become the stream's owner; return the token of the claim, or `None` while another replica that
@@ -113,6 +120,8 @@ class Owners:
             return False
         if await self._store.get_session(_record(claim.owner)) is not None:
             return True
+        if time.monotonic() - self._steady_since < self._lease:
+            return True  # the store was away, for its owner as well: it gets the time to come back
         await self._store.release_stream(session_id, stream, token=claim.token)
         return False
 

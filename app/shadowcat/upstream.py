@@ -176,6 +176,14 @@ class Upstream:
                 response = await self._transport.handle_async_request(request)
         except httpx2.TransportError as exc:
             raise _translate(exc) from exc
+        except AttributeError as exc:
+            if "getpeername" not in str(exc):
+                raise
+            # anyio's sockets know nothing of themselves once they are reset, and before the stock transport
+            # sends anything it asks them whether they speak TLS.
+            raise UpstreamUnreachable(
+                "The MCP server dropped the connection at once. Nothing was sent."
+            ) from exc
         except TimeoutError:
             raise UpstreamTimeout(
                 f"The MCP server did not answer within {timeout} s. It may have processed the request: check "

@@ -195,8 +195,10 @@ async def test_a_replica_that_was_silent_claims_its_streams_again(
                 was = one.service.owners.id
                 await one.store.delete_session(f"~{was}")
                 (stream,) = one.service.streams.all()
-                while one.service.owners.id == was:
+                token = stream.token
+                while await one.store.get_session(f"~{was}") is None or not stream.token:
                     await anyio.lowlevel.checkpoint()
+                assert stream.token == token  # nobody else had it meanwhile
                 await told.send(1, progress(1))
                 await recorded(one, 1)
                 await told.send(2, result("c-1", "done"))
