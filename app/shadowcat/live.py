@@ -100,6 +100,9 @@ class LiveStream:
         self._taken_up = anyio.Event()
         self._ahead_bytes = 0
         self._ahead_events = 0
+        self._has_id = again
+        """Whether the client has an id to come back with."""
+        self._is_unwanted = False
         self._handed_on = False
         """Whether it ends here, to be opened elsewhere."""
         self._goes_on_upstream = False
@@ -188,8 +191,10 @@ class LiveStream:
             await self.listener.end()
 
     def hand_on(self) -> bool:
-        """End it here, where it can be opened elsewhere without a loss; say whether it can."""
-        if self.is_standalone or (self._polled and self.tap.upstream_id is not None):
+        """End it here, as soon as it can be opened elsewhere without a loss; say whether it can by now."""
+        self._is_unwanted = True
+        comes_back = self._polled and self._has_id and self.tap.upstream_id is not None
+        if self.is_standalone or comes_back:
             self._handed_on = True
             self._scope.cancel()
         return self._handed_on
@@ -265,6 +270,9 @@ class LiveStream:
             return
         if listener is not None:
             await listener.write(taken.data)
+            self._has_id |= bool(taken.arrivals)
+            if self._is_unwanted:
+                self.hand_on()
         elif self.listener is None:
             await self._read_ahead(taken)
 
