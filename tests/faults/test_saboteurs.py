@@ -46,7 +46,7 @@ async def test_without_sabotage_nothing_is_reported(upstream: UpstreamKind) -> N
         (saboteurs.Reorders, "resumable", r"call 1: received \[1, 3, 2, 4\] of 4"),
         (saboteurs.MixesUp, "plain", r"call 1: received \[-1, -1, -1, 4\] of 4"),
         (saboteurs.Renumbers, "resumable", "call 1: other event ids than the upstream's"),
-        (saboteurs.FallsSilent, "plain", "call 1: it is silent after 3 messages"),
+        (saboteurs.FallsSilent, "plain", "call 1: it is (silent|ambiguous) after 3 messages"),
         (saboteurs.ExecutesTwice, "plain", "call 1: executed 2 times"),
     ],
 )
