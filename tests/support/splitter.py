@@ -1,11 +1,12 @@
-"""A load balancer without stickiness: each connection goes to the next server."""
+"""A load balancer without stickiness: each connection goes to the next server. It can cut them all."""
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager, suppress
 from itertools import cycle
+from typing import TypeVar
 from urllib.parse import urlsplit
 
 
@@ -18,6 +19,19 @@ class Splitter:
         """How many connections each server got, by its base URL."""
         self._next = cycle(servers)
         self._passing: set[asyncio.Task[None]] = set()
+
+    def lead_to(self, *servers: str) -> None:
+        """Let the connections of later go to these servers."""
+        self.taken |= dict.fromkeys(servers, 0)
+        self._next = cycle(servers)
+
+    def cut(self) -> None:
+        """Cut every connection on both sides."""
+        for task in self._passing:
+            task.cancel()
+
+    def passed(self, data: bytes) -> None:
+        """Take notice of what a server has sent, before a client gets it."""
 
     def accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         server = next(self._next)
@@ -34,18 +48,28 @@ class Splitter:
     async def _pass(self, server: str, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         there = urlsplit(server)
         try:
-            their_reader, their_writer = await asyncio.open_connection(there.hostname, there.port)
             try:
-                await asyncio.gather(_copy(reader, their_writer), _copy(their_reader, writer))
+                their_reader, their_writer = await asyncio.open_connection(there.hostname, there.port)
+            except ConnectionRefusedError:
+                return
+            try:
+                await asyncio.gather(
+                    _copy(reader, their_writer), _copy(their_reader, writer, self.passed)
+                )
             finally:
                 their_writer.transport.abort()
         finally:
             writer.transport.abort()
 
 
-async def _copy(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+async def _copy(
+    reader: asyncio.StreamReader,
+    writer: asyncio.StreamWriter,
+    passed: Callable[[bytes], None] = lambda data: None,
+) -> None:
     with suppress(ConnectionError):
         while data := await reader.read(65536):
+            passed(data)
             writer.write(data)
             await writer.drain()
     with suppress(OSError, RuntimeError):
@@ -55,7 +79,16 @@ async def _copy(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> N
 @asynccontextmanager
 async def splitter(*servers: str) -> AsyncIterator[Splitter]:
     """Run one in front of the servers, which are given by their base URLs."""
-    split = Splitter(servers)
+    async with splitting(Splitter(servers)) as split:
+        yield split
+
+
+Split = TypeVar("Split", bound=Splitter)
+
+
+@asynccontextmanager
+async def splitting(split: Split) -> AsyncIterator[Split]:
+    """Run this one."""
     server = await asyncio.start_server(split.accept, "127.0.0.1", 0)
     split.base = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}"
     try:
