@@ -86,8 +86,8 @@ async def test_a_whole_conversation(server: PythonServer, store_url: str) -> Non
         streams = {frame.stream for frame in tape} - {None, GET_STREAM}
         assert len(streams) == sum(question.direction == "client" for question in questions)
         for stream in streams:
-            asked, *answers = [frame for frame in tape if frame.stream == stream]
-            assert (asked.direction, asked.position) == ("client", 0)
+            question, *answers = [frame for frame in tape if frame.stream == stream]
+            assert (question.direction, question.position) == ("client", 0)
             assert all(frame.direction == "server" for frame in answers)
             assert [frame.position for frame in answers] == list(range(1, len(answers) + 1))
             # A plain body is no stream that anybody could come back to.

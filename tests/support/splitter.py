@@ -15,28 +15,32 @@ class Splitter:
 
     def __init__(self, servers: Sequence[str]) -> None:
         self.base = ""
-        self.taken = dict.fromkeys(servers, 0)
+        self.taken: dict[str, int] = {}
         """How many connections each server got, by its base URL."""
-        self._next = cycle(servers)
+        self._has_some = asyncio.Event()
+        self.lead_to(*servers)
         self._passing: set[asyncio.Task[None]] = set()
 
     def lead_to(self, *servers: str) -> None:
-        """Let the connections of later go to these servers."""
+        """Let the connections of later go to these servers; where there are none, wait for some."""
         self.taken |= dict.fromkeys(servers, 0)
         self._next = cycle(servers)
+        if servers:
+            self._has_some.set()
+        else:
+            self._has_some.clear()
 
     def cut(self) -> None:
         """Cut every connection on both sides."""
         for task in self._passing:
             task.cancel()
 
-    def passed(self, data: bytes) -> None:
-        """Take notice of what a server has sent, before a client gets it."""
+    def passed(self, data: bytes) -> bytes:
+        """Return what the client gets for what a server has sent."""
+        return data
 
     def accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        server = next(self._next)
-        self.taken[server] += 1
-        task = asyncio.create_task(self._pass(server, reader, writer))
+        task = asyncio.create_task(self._pass(reader, writer))
         self._passing.add(task)
         task.add_done_callback(self._passing.discard)
 
@@ -45,17 +49,15 @@ class Splitter:
             task.cancel()
         await asyncio.gather(*self._passing, return_exceptions=True)
 
-    async def _pass(self, server: str, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        there = urlsplit(server)
+    async def _pass(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         try:
+            await self._has_some.wait()
+            server = next(self._next)
+            self.taken[server] += 1
+            there = urlsplit(server)
+            their_reader, their_writer = await asyncio.open_connection(there.hostname, there.port)
             try:
-                their_reader, their_writer = await asyncio.open_connection(there.hostname, there.port)
-            except ConnectionRefusedError:
-                return
-            try:
-                await asyncio.gather(
-                    _copy(reader, their_writer), _copy(their_reader, writer, self.passed)
-                )
+                await asyncio.gather(_copy(reader, their_writer), _copy(their_reader, writer, self.passed))
             finally:
                 their_writer.transport.abort()
         finally:
@@ -65,12 +67,11 @@ class Splitter:
 async def _copy(
     reader: asyncio.StreamReader,
     writer: asyncio.StreamWriter,
-    passed: Callable[[bytes], None] = lambda data: None,
+    passed: Callable[[bytes], bytes] = lambda data: data,
 ) -> None:
     with suppress(ConnectionError):
         while data := await reader.read(65536):
-            passed(data)
-            writer.write(data)
+            writer.write(passed(data))
             await writer.drain()
     with suppress(OSError, RuntimeError):
         writer.write_eof()
