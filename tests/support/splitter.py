@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager, suppress
+from functools import partial
 from itertools import cycle
 from typing import TypeVar
 from urllib.parse import urlsplit
@@ -35,8 +36,8 @@ class Splitter:
         for task in self._passing:
             task.cancel()
 
-    def passed(self, data: bytes) -> bytes:
-        """Return what the client gets for what a server has sent."""
+    def passed(self, client: asyncio.StreamWriter, data: bytes) -> bytes:
+        """Return what the client gets for what a server has sent on this connection."""
         return data
 
     def accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -57,7 +58,9 @@ class Splitter:
             there = urlsplit(server)
             their_reader, their_writer = await asyncio.open_connection(there.hostname, there.port)
             try:
-                await asyncio.gather(_copy(reader, their_writer), _copy(their_reader, writer, self.passed))
+                await asyncio.gather(
+                    _copy(reader, their_writer), _copy(their_reader, writer, partial(self.passed, writer))
+                )
             finally:
                 their_writer.transport.abort()
         finally:
