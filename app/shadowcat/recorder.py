@@ -67,8 +67,8 @@ class Recorder:
 
     @property
     def waiting(self) -> int:
-        """How many frames wait for the store."""
-        return len(self._waiting)
+        """How many frames the store has not taken yet."""
+        return self._recorded - self._written
 
     def client_sent(
         self, session_id: str, messages: Sequence[MessageEnvelope], stream: str | None = None

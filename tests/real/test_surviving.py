@@ -1,6 +1,6 @@
 """Clients whose connection is cut again and again, by a proxy that is restarted as well, get their result.
 
-Their server is npm's: it gives event ids, and sends to whoever comes back what has come by then, but nothing of
+Their server is npm's: it gives event ids. Whoever comes back gets from it what has come by then, and nothing of
 what comes later.
 """
 

@@ -245,6 +245,7 @@ async def test_a_write_that_is_under_way_at_the_stop_is_not_lost() -> None:
         async with anyio.create_task_group() as tasks:
             tasks.start_soon(recorder.stop)
             await anyio.wait_all_tasks_blocked()
+            assert recorder.waiting == 1
             store.hanging.set()
     assert await raws(store) == [b"1"]
     assert (counters.frames_recorded, recorder.waiting) == (1, 0)
