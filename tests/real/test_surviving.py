@@ -1,7 +1,7 @@
 """Clients whose connection is cut again and again, by a proxy that is restarted as well, get their result.
 
-Their server is npm's: it gives event ids. Whoever comes back gets from it what has come by then, and nothing of
-what comes later.
+Their server is npm's: it gives event ids. Whoever comes back gets from it what has come by then, and nothing
+of what comes later.
 """
 
 from __future__ import annotations
