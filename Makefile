@@ -33,8 +33,9 @@ test: sync ## all tests, with the branch coverage floor
 	$(BIN)/coverage combine --quiet
 	$(BIN)/coverage report
 
-faults: $(SYNCED) ## run N random schedules of faults (make faults N=1000); `make test` runs a few
+faults: sync ## run N random schedules of faults (make faults N=1000), and real clients for 30 s; `make test` runs a few
 	$(BIN)/python -m tests.faults --count $(N)
+	SURVIVING_SECONDS=30 $(BIN)/pytest tests/real/test_surviving.py
 
 check: lint types imports test wheel ## what CI runs
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import AsyncIterator
+from http import HTTPStatus
 from typing import Final, Protocol
 
 import anyio
@@ -31,6 +32,9 @@ logger = logging.getLogger("shadowcat.streams")
 
 _LAST_WORDS: Final = 5.0
 """Seconds that a slow client has to take how a stream ended."""
+_FIRST_SILENCE: Final = 1.0
+_LONGEST_SILENCE: Final = 30.0
+"""Seconds without an event after which a stream that was resumed is resumed once more."""
 _LOST: Final = (
     "The MCP server's answer was lost on its way and cannot be had again. The request may have been "
     "processed: check before you send it again."
@@ -111,6 +115,7 @@ class LiveStream:
         self.over = anyio.Event()
         """Set when it has ended, and all there was is recorded."""
         self._pauses = Pauses(settings.recover_seconds)
+        self._silence = _FIRST_SILENCE
 
     # -- who listens ----------------------------------------------------------------------------------------
 
@@ -229,7 +234,7 @@ class LiveStream:
             self.tap.reconnect()
             while self.to_say:
                 await self._pass(self.tap.add(self.to_say.pop(0)))
-            is_broken = await self._read(again, aiter(again))
+            is_broken = await self._read(again, self._until_silent(again))
 
     def _can_go_on(self, is_broken: bool) -> bool:
         """Return whether the stream is to be opened again where its connection has ended."""
@@ -261,6 +266,29 @@ class LiveStream:
             if self.tap.position > position or time.monotonic() - begun > LONGEST:
                 self._pauses.reset()
         return False
+
+    async def _until_silent(self, response: UpstreamResponse) -> AsyncIterator[bytes]:
+        """Iterate over the chunks, until no event has come for a while where one is missing.
+
+        There are servers that answer a client which comes back with what they have, and send it nothing of
+        what comes later. They are asked again, ever less often.
+        """
+        chunks, begun = aiter(response), self.tap.position
+        heard = anyio.current_time()
+        while True:
+            if self.tap.position > begun:
+                begun, heard = self.tap.position, anyio.current_time()
+            chunk = None
+            with anyio.CancelScope() as silence:
+                if not self.is_standalone:
+                    silence.deadline = heard + self._silence
+                chunk = await anext(chunks, None)
+            if silence.cancelled_caught:
+                self._silence = min(2 * self._silence, _LONGEST_SILENCE)
+                self._pauses.reset()
+            if chunk is None:
+                return
+            yield chunk
 
     async def _pass(self, taken: Taken) -> None:
         # Whoever listens later finds on the tape what is recorded by now, so this is who gets it.
@@ -299,6 +327,7 @@ class LiveStream:
             if response.status == 200 and response.media is Media.SSE:
                 return response
             await response.aclose()
-            if response.status < 500:
+            # 409: it has not noticed yet that the connection of before is closed.
+            if response.status < 500 and response.status != HTTPStatus.CONFLICT:
                 return None
         return None

@@ -67,8 +67,8 @@ class Recorder:
 
     @property
     def waiting(self) -> int:
-        """How many frames wait for the store."""
-        return len(self._waiting)
+        """How many frames the store has not taken yet."""
+        return self._recorded - self._written
 
     def client_sent(
         self, session_id: str, messages: Sequence[MessageEnvelope], stream: str | None = None
@@ -183,6 +183,12 @@ class Recorder:
             )
         )
 
+    def _mark_gaps(self) -> None:
+        # Not before there is room: as long as the store takes nothing, marks would pile up.
+        if not self._waiting:
+            for session_id in tuple(self._dropped):
+                self._mark_gap(session_id)
+
     def start(self) -> None:
         """Begin to write."""
         self._due = asyncio.Event()  # bound to this loop: an app may be started again in another
@@ -217,11 +223,11 @@ class Recorder:
                 return
 
     async def _begin_write(self) -> bool:
-        if not self._waiting:
-            # Not before there is room: as long as the store takes nothing, marks would pile up.
-            for session_id in tuple(self._dropped):
-                self._mark_gap(session_id)
-        return await self._write()
+        self._mark_gaps()
+        if not await self._write():
+            return False
+        self._mark_gaps()
+        return True
 
     async def _write(self) -> bool:
         batch, self._waiting = self._waiting[: self._most], self._waiting[self._most :]

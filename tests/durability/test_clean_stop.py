@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import random
 import signal
 import time
@@ -12,10 +13,11 @@ import httpx2
 import pytest
 
 from shadowcat_stores import store_from_url
-from tests.durability._load import Conversation, Moments, NumberedServer
+from tests.durability._load import Conversation, Moments, NumberedServer, answers
+from tests.support.proxying import ACCEPT, request
 from tests.support.redis import RedisServer
 from tests.support.serve_command import DEADLINE, plain_http, serve_command
-from tests.support.upstream import ScriptedUpstream
+from tests.support.upstream import Connection, Received, ScriptedUpstream
 
 _NEVER = 3600.0
 """A window that does not end before the test: whatever is stored then, the stop has stored."""
@@ -63,16 +65,32 @@ async def test_a_stop_under_load_loses_nothing(
 async def test_a_stop_while_the_store_hangs_ends_and_says_what_is_lost(
     upstream: ScriptedUpstream, redis: RedisServer
 ) -> None:
-    NumberedServer(upstream)
-    settings = {"record_window": _NEVER, "session_cache": _NEVER}
+    *progress, _ = answers(1, 3)
+
+    async def answer_without_an_end(received: Received, connection: Connection) -> None:
+        await connection.start_stream()
+        for each in progress:
+            await connection.chunk(b"data: " + each + b"\n\n")
+        await connection.peer_left()
+
+    upstream.script = answer_without_an_end
+    settings = {"record_window": _NEVER, "session_cache": _NEVER, "shutdown_grace": 0}
     url = f"{redis.url}?timeout=0.2"
     with anyio.fail_after(DEADLINE):
         async with plain_http() as http, serve_command(upstream.url, url, **settings) as served:
             conversation = Conversation(http)
             await conversation.begin(served.url)
-            await conversation.call(served.url, 3)
-            redis.pause()
-            served.command.send(signal.SIGINT)
+            headers = {"Accept": ACCEPT, "Mcp-Session-Id": conversation.session_id}
+            message = request("tools/call", 1)
+            async with http.stream("POST", served.url, json=message, headers=headers) as response:
+                lines = response.aiter_lines()
+                data = (line[6:].encode() async for line in lines if line.startswith("data: "))
+                assert [await anext(data) for _ in progress] == progress
+                redis.pause()
+                served.command.send(signal.SIGINT)
+                (end,) = [each async for each in data]
             assert await served.command.ends() == 0
             redis.resume()
-            assert "stopped while the store takes no frames: 7 are lost" in served.command.output
+        assert json.loads(end)["error"]["data"]["reason"] == "ambiguous_delivery"
+        # The request, the progress and how it ended; what the handshake's answer waited for had been stored.
+        assert "stopped while the store takes no frames: 5 are lost" in served.command.output

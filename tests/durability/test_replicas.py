@@ -159,4 +159,4 @@ async def test_each_lets_a_session_live_on_and_both_see_it_expire(
             await anyio.lowlevel.checkpoint()
         for each in (both.one, both.other):
             assert (await _status(each.url, both.http, conversation.session_id)).status_code == 404
-        assert await both.store.count_sessions() == 0
+        assert (await both.store.list_sessions(upstream="default")).sessions == []

@@ -83,8 +83,14 @@ async def test_a_whole_conversation(server: PythonServer, store_url: str) -> Non
                 and frame.envelope.id == question.envelope.id
             )
             assert answer.seq > question.seq
-        for stream in {frame.stream for frame in tape} - {None, GET_STREAM}:
-            positions = [frame.position for frame in tape if frame.stream == stream]
-            assert positions == list(range(1, len(positions) + 1))
+        streams = {frame.stream for frame in tape} - {None, GET_STREAM}
+        assert len(streams) == sum(question.direction == "client" for question in questions)
+        for stream in streams:
+            question, *answers = [frame for frame in tape if frame.stream == stream]
+            assert (question.direction, question.position) == ("client", 0)
+            assert all(frame.direction == "server" for frame in answers)
+            assert [frame.position for frame in answers] == list(range(1, len(answers) + 1))
+            # A plain body is no stream that anybody could come back to.
+            assert bool(answers) == (server.media_type == "text/event-stream")
         # The client's DELETE went through one of them.
         assert await store.get_session(wire.session_id) is None

@@ -78,13 +78,15 @@ class Wire:
 
 
 @asynccontextmanager
-async def open_client(url: str, revision: str, wire: Wire, **callbacks: Any) -> AsyncIterator[Client]:
+async def open_client(
+    url: str, revision: str, wire: Wire, *, deadline: float = DEADLINE, **callbacks: Any
+) -> AsyncIterator[Client]:
     """Connect at the given protocol revision ("auto": let the SDK find out); give the client when ready.
 
     Ready means, in a session, that its standalone GET stream is open: what a server sends before is lost.
     """
     mode = revision if revision in ("auto", MODERN) else "legacy"
-    with anyio.fail_after(DEADLINE):
+    with anyio.fail_after(deadline):
         async with wire.http() as http, AsyncExitStack() as stack:
             client = Client(streamable_http_client(url, http_client=http), mode=mode, **callbacks)
             # The SDK offers its newest session revision; there is no argument to offer an older one.

@@ -18,10 +18,13 @@ HERE = Path(__file__).parent / "node"
 _EVERYTHING = HERE / "node_modules" / "@modelcontextprotocol" / "server-everything" / "dist" / "index.js"
 
 
-async def run_client(url: str, scenario: str) -> dict[str, Any]:
+async def run_client(
+    url: str, scenario: str, *arguments: float, deadline: float = DEADLINE
+) -> dict[str, Any]:
     """Let `node/client.mjs` play the scenario against the URL; return the line of JSON it prints."""
-    with anyio.fail_after(DEADLINE):
-        done = await anyio.run_process([str(NODE), str(HERE / "client.mjs"), url, scenario], check=False)
+    command = [str(NODE), str(HERE / "client.mjs"), url, scenario, *map(str, arguments)]
+    with anyio.fail_after(deadline):
+        done = await anyio.run_process(command, check=False)
     if done.returncode != 0:
         raise AssertionError(f"the TypeScript client failed:\n{done.stderr.decode()}")
     result: dict[str, Any] = json.loads(done.stdout)

@@ -69,6 +69,11 @@ class ServerProcess:
         verbs: list[str] = (await self._call("GET", f"/_requests/{client_id}")).json()
         return verbs
 
+    async def bodies_of(self, client_id: str) -> list[str]:
+        """Return the bodies of the MCP requests that reached a Node server from this client, in order."""
+        bodies: list[str] = (await self._call("GET", f"/_calls/{client_id}")).json()
+        return bodies
+
     async def _call(self, verb: str, path: str, body: bytes | None = None) -> httpx2.Response:
         async with plain_http() as http:
             response = await http.request(verb, f"{self.origin}{path}", content=body)

@@ -192,6 +192,18 @@ async def test_marks_of_gaps_do_not_pile_up_while_the_store_takes_nothing() -> N
     assert await raws(store) == [b"1", b"2", b'{"dropped":10}']
 
 
+async def test_a_gap_is_marked_as_soon_as_there_is_room_though_nothing_comes_after_it() -> None:
+    store, recorder, _ = await setup(record_queue_bytes=610, record_window=0.01)
+    recorder.start()
+    recorder.client_sent("s", [message("1"), message("2"), message("dropped")])
+    with anyio.fail_after(5):
+        await store.wrote.wait()
+        while recorder.waiting:
+            await anyio.lowlevel.checkpoint()
+    assert await raws(store) == [b"1", b"2", b'{"dropped":1}']
+    await recorder.stop()
+
+
 async def test_what_must_be_durable_first_waits_for_a_store_that_hangs_once_and_not_for_long() -> None:
     store, recorder, _ = await odd_setup(record_window=0, store_timeout=0.01)
     recorder.start()
@@ -233,6 +245,7 @@ async def test_a_write_that_is_under_way_at_the_stop_is_not_lost() -> None:
         async with anyio.create_task_group() as tasks:
             tasks.start_soon(recorder.stop)
             await anyio.wait_all_tasks_blocked()
+            assert recorder.waiting == 1
             store.hanging.set()
     assert await raws(store) == [b"1"]
     assert (counters.frames_recorded, recorder.waiting) == (1, 0)

@@ -1,6 +1,6 @@
 // A client on the TypeScript SDK: plays one scenario against an MCP server and prints one line of JSON.
 //
-//   node client.mjs URL SCENARIO
+//   node client.mjs URL SCENARIO [ARGUMENT …]
 //
 // The line has what the scenario returned, the session id, the requests that went over the wire (marked with
 // `x-test-client`), and how a request with the session id was answered after the session was terminated.
@@ -16,7 +16,7 @@ import {
   ResourceUpdatedNotificationSchema,
 } from "@modelcontextprotocol/sdk/types.js";
 
-const [url, scenario] = process.argv.slice(2);
+const [url, scenario, ...args] = process.argv.slice(2);
 
 function later() {
   let resolve;
@@ -98,6 +98,18 @@ const scenarios = {
     );
     return { seen, outcome, said: await call("echo", { message: "still here" }) };
   },
+  // Its connection may be cut as often as one likes: it comes back with the id of the last event it had.
+  async survive(duration, steps) {
+    const seen = [];
+    const tokens = [];
+    const options = {
+      onprogress: ({ progress }) => seen.push(progress),
+      onresumptiontoken: (token) => tokens.push(token),
+      timeout: 60_000,
+    };
+    const operation = { duration: Number(duration), steps: Number(steps) };
+    return { said: await call("trigger-long-running-operation", operation, options), seen, tokens };
+  },
   async elicit() {
     return { said: await call("trigger-elicitation-request"), asked };
   },
@@ -116,11 +128,17 @@ const scenarios = {
   },
 };
 
-const transport = new StreamableHTTPClientTransport(new URL(url), { fetch: observedFetch });
+const reconnectionOptions = {
+  initialReconnectionDelay: 200,
+  reconnectionDelayGrowFactor: 1.5,
+  maxReconnectionDelay: 1000,
+  maxRetries: 20,
+};
+const transport = new StreamableHTTPClientTransport(new URL(url), { fetch: observedFetch, reconnectionOptions });
 await client.connect(transport);
 await getAnswered.promise; // what the server sends on its GET stream before that would be lost
 const sessionId = transport.sessionId;
-const result = await scenarios[scenario]();
+const result = await scenarios[scenario](...args);
 await transport.terminateSession();
 const afterwards = await fetch(url, {
   method: "POST",
