@@ -189,7 +189,6 @@ class Gets:
         tap = EventTap(new_name("get"), self._settings.max_message_bytes, explicit=True)
         live = LiveStream(session.id, GET_STREAM, tap, reopen, self._recorder, self._settings)
         live.begun = begun
-        live.headers = response.headers
         self._streams.start(live, response)
         return live
 

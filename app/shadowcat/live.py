@@ -17,7 +17,6 @@ import anyio
 
 from shadowcat.counters import Reason
 from shadowcat.errors import AmbiguousDelivery, SessionUnknown, ShadowcatError, UpstreamBroke
-from shadowcat.headers import Headers
 from shadowcat.listener import Listener
 from shadowcat.pauses import LONGEST, Pauses
 from shadowcat.recorder import Recorder
@@ -87,8 +86,6 @@ class LiveStream:
         self.listener: Listener | None = None
         self.to_say: list[bytes] = []
         """Messages of the proxy's own, for when it is open upstream again."""
-        self.headers: Headers = []
-        """Of the upstream's response, where others than the first listener are to get them."""
         self.token = 0
         """Of this replica's claim; 0 where it has none."""
         self.begun = Cursor(name)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import math
 import time
+from abc import ABC, abstractmethod
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import aclosing
 from typing import Final
@@ -33,7 +34,7 @@ _LISTENING: Final = 4.0
 """Seconds that the replica which reads it goes on for somebody who listens here."""
 
 
-class LiveResponse(RelayResponse):
+class LiveResponse(RelayResponse, ABC):
     """A response to one listener of a stream."""
 
     def __init__(self, headers: Headers) -> None:
@@ -58,9 +59,9 @@ class LiveResponse(RelayResponse):
             else:
                 self._live.detach(self._listener)
 
+    @abstractmethod
     def cut(self) -> None:
         """End as soon as can be: the server stops."""
-        raise NotImplementedError
 
 
 class StreamResponse(LiveResponse):

@@ -162,13 +162,13 @@ class Proxy:
 
     def _reopening(self, request: ClientRequest, session: Session) -> Reopen:
         """Return what opens a stream of the session upstream with the credentials of this request."""
-        recovery = Recovery(self.upstream, request, self._settings.max_message_bytes)
-
         upstream_session = session.upstream_session_id
         void: str | None = None
 
         async def reopen(stream: str, after: str | None, reason: Reason = "recover") -> UpstreamResponse:
             nonlocal upstream_session, void
+            # Not before: hardly a stream is ever opened again, and each would pay for it.
+            recovery = Recovery(self.upstream, request, self._settings.max_message_bytes)
             if stream != GET_STREAM:
                 return await recovery.open_stream(upstream_session, after, reason)
             current = await self.sessions.current(session)
