@@ -19,7 +19,7 @@ from shadowcat.live import LiveStream, Reopen
 from shadowcat.live_responses import ResumedResponse
 from shadowcat.protocol import is_polled
 from shadowcat.recorder import Recorder
-from shadowcat.replay import Cursor, find_cursor, open_streams, was_begun_anew
+from shadowcat.replay import Cursor, find_cursor, was_begun_anew
 from shadowcat.settings import Settings
 from shadowcat.stream_names import answer_name, get_name, read_minted
 from shadowcat.streams import LiveStreams
@@ -87,36 +87,17 @@ class Gets:
     async def _ask_for(self, session: Session, event_id: str, head: Head, reopen: Reopen) -> Answer:
         """Return what the upstream has after an event that the tape has lost or dropped.
 
-        Where one stream of the session misses its answer, it is that one; where none does, the GET stream.
+        Which stream that is the upstream alone knows, so here it is one by itself, up to the next answer.
         """
-        streams = await open_streams(self._store, session.id)
-        if not streams:
-            return await self.open(session, head, reopen, event_id)
-        cursor, token = streams[0], None
-        if len(streams) == 1 and self._streams.find(session.id, cursor.stream) is None:
-            token = await self._streams.owners.claim(session.id, cursor.stream)
-        if token is None:
-            cursor, token = Cursor(answer_name([])), 0
-        opened: UpstreamResponse | LiveStream | None = None
-        try:
-            opened = await reopen(cursor.stream, event_id, "forward")
-            if _is_stream(opened):
-                opened = self._take_over(session, cursor, reopen, event_id, token, opened)
-                return self._resumed(session, cursor, head([]), reopen)
-            return opened
-        finally:
-            if not isinstance(opened, LiveStream):
-                with anyio.CancelScope(shield=True):
-                    await self._streams.owners.release(session.id, cursor.stream, token)
+        cursor = Cursor(answer_name([]))
+        response = await reopen(cursor.stream, event_id, "forward")
+        if not _is_stream(response):
+            return response
+        self._streams.claim(self._take_over(session, cursor, reopen, event_id, 0, response))
+        return self._resumed(session, cursor, head(response.headers), reopen)
 
-    async def open(self, session: Session, head: Head, reopen: Reopen, event_id: str | None = None) -> Answer:
+    async def open(self, session: Session, head: Head, reopen: Reopen) -> Answer:
         """Return the session's GET stream from where its last listener left it, or what there is instead.
-
-        Args:
-            session: whose.
-            head: makes the response's headers.
-            reopen: opens it upstream.
-            event_id: of the event after which the upstream is to begin, where nobody reads it yet.
 
         Raises:
             StoreError: as the store does.
@@ -124,7 +105,7 @@ class Gets:
         """
         live: Opened | None = self._streams.find(session.id, GET_STREAM) or self._refused.get(session.id)
         if live is None:
-            live = await self._open(session, reopen, event_id)
+            live = await self._open(session, reopen)
         if live is None:
             return self._resumed(session, await self._newest(session.id), head([]), reopen)
         if not isinstance(live, LiveStream):

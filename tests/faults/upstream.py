@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import socket
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from functools import partial
@@ -34,7 +35,7 @@ class NumberingUpstream:
         self._connections: dict[int, Connection] = {}
         self._tasks: set[asyncio.Task[None]] = set()
         self._port = free_port()
-        self._server: asyncio.Server | None = None
+        self._accepting: asyncio.Task[None] | None = None
 
     @property
     def url(self) -> str:
@@ -42,16 +43,31 @@ class NumberingUpstream:
 
     async def listen(self) -> None:
         """Take connections, on the same port as ever."""
-        self._server = await asyncio.start_server(self.scripted.accept, "127.0.0.1", self._port)
+        if self._accepting is not None:
+            await asyncio.wait([self._accepting])
+        listening = socket.create_server(("127.0.0.1", self._port), backlog=100)
+        listening.setblocking(False)
+        self._accepting = asyncio.create_task(self._accept(listening))
+
+    async def _accept(self, listening: socket.socket) -> None:
+        # asyncio's own servers forget a connection that they accept while they are closed: it would hang.
+        loop = asyncio.get_running_loop()
+        with listening:
+            while True:
+                connection, _ = await loop.sock_accept(listening)
+                await loop.connect_accepted_socket(self._protocol, connection)
+
+    def _protocol(self) -> asyncio.StreamReaderProtocol:
+        return asyncio.StreamReaderProtocol(asyncio.StreamReader(), self.scripted.accept)
 
     @property
     def is_listening(self) -> bool:
-        return self._server is not None and self._server.is_serving()
+        return self._accepting is not None and not self._accepting.cancelling()
 
     def close(self) -> None:
         """Take no more connections, and cut those that there are."""
-        assert self._server is not None
-        self._server.close()
+        assert self._accepting is not None
+        self._accepting.cancel()
         for log in (*self.calls.values(), *self.gets.values()):
             self._lose(log)
         for connection in self._connections.values():
@@ -82,8 +98,9 @@ class NumberingUpstream:
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
-        if self._server is not None:
-            self._server.close()
+        if self._accepting is not None:
+            self._accepting.cancel()
+            await asyncio.wait([self._accepting])
         await self.scripted.aclose()
 
     def _lose(self, log: Log) -> None:
@@ -139,6 +156,8 @@ class NumberingUpstream:
         log = self.calls.setdefault(call, Log(f"call {call}", session, polls=params["polls"]))
         log.follower = connection
         self._ledger.executed[call] += 1
+        if connection.writer.is_closing():  # it was cut with the request in it
+            self._ledger.broken.add(call)
         self._run(self._execute(log, params))
         self._ledger.tick(f"the upstream executes {log.name}")
         if params["events"]:
