@@ -35,7 +35,7 @@ class NumberingUpstream:
         self._connections: dict[int, Connection] = {}
         self._tasks: set[asyncio.Task[None]] = set()
         self._port = free_port()
-        self._accepting: asyncio.Task[None] | None = None
+        self._listening: socket.socket | None = None
 
     @property
     def url(self) -> str:
@@ -43,35 +43,36 @@ class NumberingUpstream:
 
     async def listen(self) -> None:
         """Take connections, on the same port as ever."""
-        if self._accepting is not None:
-            await asyncio.wait([self._accepting])
-        listening = socket.create_server(("127.0.0.1", self._port), backlog=100)
+        listening = self._listening = socket.create_server(("127.0.0.1", self._port), backlog=100)
         listening.setblocking(False)
-        self._accepting = asyncio.create_task(self._accept(listening))
+        asyncio.get_running_loop().add_reader(listening, self._accept, listening)
 
-    async def _accept(self, listening: socket.socket) -> None:
+    def _accept(self, listening: socket.socket) -> None:
         # asyncio's own servers forget a connection that they accept while they are closed: it would hang.
+        connection, _ = listening.accept()
         loop = asyncio.get_running_loop()
-        with listening:
-            while True:
-                connection, _ = await loop.sock_accept(listening)
-                await loop.connect_accepted_socket(self._protocol, connection)
+        self._run(loop.connect_accepted_socket(self._protocol, connection))
 
     def _protocol(self) -> asyncio.StreamReaderProtocol:
         return asyncio.StreamReaderProtocol(asyncio.StreamReader(), self.scripted.accept)
 
     @property
     def is_listening(self) -> bool:
-        return self._accepting is not None and not self._accepting.cancelling()
+        return self._listening is not None
 
     def close(self) -> None:
         """Take no more connections, and cut those that there are."""
-        assert self._accepting is not None
-        self._accepting.cancel()
+        self._stop_listening()
         for log in (*self.calls.values(), *self.gets.values()):
             self._lose(log)
         for connection in self._connections.values():
             connection.cut()
+
+    def _stop_listening(self) -> None:
+        if self._listening is not None:
+            asyncio.get_running_loop().remove_reader(self._listening)
+            self._listening.close()
+            self._listening = None
 
     def cut(self, number: int) -> str | None:
         """Cut one of the connections that wait for messages, or are being answered; return whose."""
@@ -98,9 +99,7 @@ class NumberingUpstream:
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
-        if self._accepting is not None:
-            self._accepting.cancel()
-            await asyncio.wait([self._accepting])
+        self._stop_listening()
         await self.scripted.aclose()
 
     def _lose(self, log: Log) -> None:
