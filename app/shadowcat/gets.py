@@ -95,7 +95,7 @@ class Gets:
         if not isinstance(live, LiveStream):
             return live
         place = None
-        if live.listener is None:
+        if live.listener is None and not live.is_followed:
             place = live.begun
             if live.left_at is not None:
                 await self._recorder.flush()
