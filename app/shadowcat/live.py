@@ -18,6 +18,7 @@ import anyio
 
 from shadowcat.counters import Reason
 from shadowcat.errors import AmbiguousDelivery, SessionUnknown, ShadowcatError, UpstreamBroke
+from shadowcat.headers import Headers
 from shadowcat.listener import Listener
 from shadowcat.mail import LISTENING, Listen
 from shadowcat.pauses import LONGEST, Pauses
@@ -96,6 +97,8 @@ class LiveStream:
         """The place on the tape before its first event."""
         self.left_at: str | None = None
         """The id of the newest event when its listener left."""
+        self.headers: Headers = []
+        """Of the upstream's response to a GET, for the client that asked for it."""
         self._reopen = reopen
         self._recorder = recorder
         self._settings = settings
@@ -168,6 +171,11 @@ class LiveStream:
         self.left_at = remote.has or self.left_at
         self.read_on()
         return True
+
+    def take_headers(self) -> Headers:
+        """Return the headers of the upstream's response, the first time that they are asked for."""
+        headers, self.headers = self.headers, []
+        return headers
 
     def read_on(self) -> None:
         """Go on as if its listener had only just left."""
@@ -259,13 +267,18 @@ class LiveStream:
     async def _read_all(self, response: UpstreamResponse | None, body: AsyncIterator[bytes] | None) -> None:
         if self.is_standalone and self.listener is None:
             await self._taken_up.wait()
-        is_broken = response is None or await self._read(response, body or aiter(response))
+        if response is not None and body is None:
+            body = self._until_silent(response)
+        is_broken = response is None or body is None or await self._read(response, body)
         while self._can_go_on(is_broken):
             again = await self._open_again(is_broken)
             if again is None:
                 return
             self._again = True
             self.tap.reconnect()
+            if response is not None and response.watch is not None:
+                await response.watch(b"\n\n")  # who reads along is at the event that was cut
+                again.watch = response.watch
             while self.to_say:
                 await self._pass(self.tap.add(self.to_say.pop(0)))
             is_broken = await self._read(again, self._until_silent(again))
@@ -276,10 +289,10 @@ class LiveStream:
             return self.listener is not None
         if not self.tap.unanswered or self.tap.upstream_id is None:
             return False
-        # An upstream that ends it cleanly expects the client back, in its own time. A client that knows
-        # nothing of a connection that broke knows nothing of the end of the next one either, and one that has
-        # left before its stream began has no id to come back with.
-        self._goes_on_upstream = not (is_broken or self._again or self.listener is None)
+        # An upstream that ends it cleanly expects the client back, in its own time: one of a revision that
+        # knows of that. A client that knows nothing of a connection that broke knows nothing of the end of
+        # the next one either, and one that has left before its stream began has no id to come back with.
+        self._goes_on_upstream = self._polled and not (is_broken or self._again or self.listener is None)
         return not self._goes_on_upstream
 
     async def _read(self, response: UpstreamResponse, body: AsyncIterator[bytes]) -> bool:

@@ -14,6 +14,7 @@ from shadowcat.listener import Listener
 from shadowcat.live import LiveStream
 from shadowcat.mail import Cancel, Leave, Listen, Mail
 from shadowcat.owners import Owners
+from shadowcat.replay import open_streams
 from shadowcat.settings import Settings
 from shadowcat.sse import COMMENT
 from shadowcat.upstream import UpstreamResponse
@@ -141,20 +142,13 @@ class LiveStreams:
             # One tape in memory at a time, however many a client cancels.
             async with self._cancelling:
                 with suppress(StoreError):
-                    for name in await self._asked_on(session_id, request_id):
-                        owner = await self.owners.other(session_id, name)
+                    for cursor in await open_streams(self._store, session_id):
+                        if request_id not in cursor.unanswered:
+                            continue
+                        owner = await self.owners.other(session_id, cursor.stream)
                         if owner is not None:
-                            await self.owners.send(owner, Cancel(session_id, name, request_id))
+                            await self.owners.send(owner, Cancel(session_id, cursor.stream, request_id))
                             return
-
-    async def _asked_on(self, session_id: str, request_id: JsonRpcId) -> list[str]:
-        """Return the streams that are to answer this request, as far as the tape has it."""
-        return [
-            frame.stream
-            for frame in await self._store.get_frames(session_id)
-            if frame.stream is not None and frame.direction == "client"
-            if frame.envelope.kind == "request" and frame.envelope.id == request_id
-        ]
 
     def _read_mail(self, mail: Mail) -> None:
         if isinstance(mail, Leave):

@@ -12,8 +12,8 @@ import pytest
 from shadowcat_stores import SQLiteStore
 from tests.support.events import message
 from tests.support.proxying import Proxied, proxied
+from tests.support.told import Told, calling, detached, numbers, progress, recorded, resuming
 from tests.support.upstream import ScriptedUpstream, result
-from tests.wire.test_resuming import Told, calling, detached, numbers, progress, recorded, resuming
 
 
 @asynccontextmanager
