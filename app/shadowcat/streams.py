@@ -139,16 +139,18 @@ class LiveStreams:
     async def _cancel_elsewhere(self, session_id: str, request_id: JsonRpcId) -> None:
         for pause in (0.0, self.settings.record_window + _UNDER_WAY):
             await asyncio.sleep(pause)
-            # One tape in memory at a time, however many a client cancels.
-            async with self._cancelling:
-                with suppress(StoreError):
-                    for cursor in await open_streams(self._store, session_id):
-                        if request_id not in cursor.unanswered:
-                            continue
-                        owner = await self.owners.other(session_id, cursor.stream)
-                        if owner is not None:
-                            await self.owners.send(owner, Cancel(session_id, cursor.stream, request_id))
-                            return
+            with suppress(StoreError):
+                for name in await self._asked_on(session_id, request_id):
+                    owner = await self.owners.other(session_id, name)
+                    if owner is not None:
+                        await self.owners.send(owner, Cancel(session_id, name, request_id))
+                        return
+
+    async def _asked_on(self, session_id: str, request_id: JsonRpcId) -> list[str]:
+        """Return the streams that the tape expects this request's answer on."""
+        async with self._cancelling:  # one tape in memory at a time, however many a client cancels
+            streams = await open_streams(self._store, session_id)
+        return [cursor.stream for cursor in streams if request_id in cursor.unanswered]
 
     def _read_mail(self, mail: Mail) -> None:
         if isinstance(mail, Leave):

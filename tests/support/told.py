@@ -90,6 +90,12 @@ async def detached(proxy: Proxied) -> None:
         await anyio.lowlevel.checkpoint()
 
 
+async def claimed(proxy: Proxied) -> None:
+    """Return when the others can know who reads the streams."""
+    while not all(stream.token for stream in proxy.service.streams.all()):
+        await anyio.lowlevel.checkpoint()
+
+
 async def recorded(proxy: Proxied, count: int) -> None:
     """Return when so many events of the stream are recorded."""
     while True:
