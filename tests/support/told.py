@@ -69,6 +69,12 @@ class Told:
             await self.news.wait()
 
 
+def cancelled(request_id: object = "c-1") -> dict[str, object]:
+    """Return the message with which a client gives its request up."""
+    params = {"requestId": request_id}
+    return {"jsonrpc": "2.0", "method": "notifications/cancelled", "params": params}
+
+
 @asynccontextmanager
 async def calling(proxy: Proxied, **headers: str) -> AsyncIterator[Events]:
     async with proxy.stream("POST", POST, **headers) as response:

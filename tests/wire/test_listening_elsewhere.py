@@ -13,7 +13,7 @@ from shadowcat.mail import Cancel, Leave, Listen, Mail
 from shadowcat_stores import Frame, MessageEnvelope, SessionStore, StoreUnavailable
 from tests.support.events import Events
 from tests.support.proxying import Proxied, replica
-from tests.support.told import Told, calling, claimed, detached, numbers, progress, resuming
+from tests.support.told import Told, calling, cancelled, claimed, detached, numbers, progress, resuming
 from tests.support.upstream import ScriptedUpstream, result
 
 SQLITE = pytest.mark.parametrize("stores", ["sqlite"], indirect=True)
@@ -60,9 +60,7 @@ async def done(told: Told) -> None:
 
 
 async def cancel(proxy: Proxied, request_id: str = "c-1") -> None:
-    params = {"requestId": request_id}
-    message = {"jsonrpc": "2.0", "method": "notifications/cancelled", "params": params}
-    assert (await proxy.post(message)).status_code == 202
+    assert (await proxy.post(cancelled(request_id))).status_code == 202
 
 
 def heard(proxy: Proxied, monkeypatch: pytest.MonkeyPatch) -> list[Mail]:
@@ -82,8 +80,9 @@ def heard(proxy: Proxied, monkeypatch: pytest.MonkeyPatch) -> list[Mail]:
 
 
 async def test_a_newer_one_elsewhere_takes_over_from_the_first(
-    upstream: ScriptedUpstream, stores: list[SessionStore]
+    upstream: ScriptedUpstream, stores: list[SessionStore], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr("shadowcat.live_responses._TELL_AGAIN", 60.0)
     with anyio.fail_after(10):
         async with replicas(upstream, stores[:2]) as at:
             upstream.script = told = Told()
@@ -98,8 +97,13 @@ async def test_a_newer_one_elsewhere_takes_over_from_the_first(
 
 @pytest.mark.parametrize(("older_at", "newer_at"), [(1, 0), (1, 1), (1, 2)])
 async def test_a_newer_one_takes_over_from_one_elsewhere(
-    upstream: ScriptedUpstream, stores: list[SessionStore], older_at: int, newer_at: int
+    upstream: ScriptedUpstream,
+    stores: list[SessionStore],
+    monkeypatch: pytest.MonkeyPatch,
+    older_at: int,
+    newer_at: int,
 ) -> None:
+    monkeypatch.setattr("shadowcat.live_responses._TELL_AGAIN", 60.0)
     with anyio.fail_after(10):
         async with replicas(upstream, stores) as at:
             upstream.script = told = Told()
@@ -224,9 +228,11 @@ async def test_one_who_takes_much_says_so_before_the_reader_waits(
 
 @SQLITE
 async def test_the_get_stream_goes_on_from_where_one_elsewhere_is(
-    upstream: ScriptedUpstream, stores: list[SessionStore]
+    upstream: ScriptedUpstream, stores: list[SessionStore], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    with anyio.fail_after(10):
+    monkeypatch.setattr("shadowcat.live.LISTENING", 1.0)
+    monkeypatch.setattr("shadowcat.live_responses.LISTENING", 1.0)
+    with anyio.fail_after(15):
         async with replicas(upstream, stores[:2]) as at:
             upstream.script = told = Told()
             told.resume = []
@@ -234,16 +240,29 @@ async def test_the_get_stream_goes_on_from_where_one_elsewhere_is(
                 await told.opened(1)
                 await claimed(at[0])
             await detached(at[0])
+            (stream,) = at[0].service.streams.all()
             async with resuming(at[1], None) as older:
-                (stream,) = at[0].service.streams.all()
-                while not stream.is_followed:
-                    await anyio.lowlevel.checkpoint()
                 await told.send(1, progress(1))
-                assert numbers([await older.next()]) == [1]
-                async with resuming(at[0], None) as newer:
+                first = await older.next()
+                assert first is not None
+                while stream.left_at != first.id:
+                    await anyio.lowlevel.checkpoint()
+                async with resuming(at[0], None) as newer:  # it gets what comes from now on
                     assert await older.next() is None
                     await told.send(2, progress(2))
                     assert numbers([await newer.next()]) == [2]
+            await detached(at[0])
+            async with resuming(at[1], None) as older:
+                await told.send(3, progress(3))
+                third = await older.next()
+                assert third is not None
+                while stream.left_at != third.id:
+                    await anyio.lowlevel.checkpoint()
+            while stream.is_followed:
+                await anyio.lowlevel.checkpoint()
+            await told.send(4, progress(4))
+            async with resuming(at[0], None) as newest:  # it gets what nobody got
+                assert numbers([await newest.next()]) == [4]
     assert len(told.streams) == 1
 
 
