@@ -252,6 +252,7 @@ async def test_the_get_stream_goes_on_from_where_one_elsewhere_is(
                     await told.send(2, progress(2))
                     assert numbers([await newer.next()]) == [2]
             await detached(at[0])
+            await at[0].tape()
             async with resuming(at[1], None) as older:
                 await told.send(3, progress(3))
                 third = await older.next()
