@@ -130,7 +130,7 @@ class Gets:
         if not isinstance(live, LiveStream):
             return live
         place = None
-        if live.listener is None and not live.is_followed:
+        if live.listener is None:
             place = live.begun
             if live.left_at is not None:
                 await self._recorder.flush()

@@ -247,7 +247,7 @@ async def test_the_get_stream_goes_on_from_where_one_elsewhere_is(
                 assert first is not None
                 while stream.left_at != first.id:
                     await anyio.lowlevel.checkpoint()
-                async with resuming(at[0], None) as newer:  # it gets what comes from now on
+                async with resuming(at[0], None) as newer:  # it gets what that one has not got
                     assert await older.next() is None
                     await told.send(2, progress(2))
                     assert numbers([await newer.next()]) == [2]
