@@ -15,7 +15,7 @@ class Listener:
     """A client's response, as the place where a stream's events go. It ends when the stream does, when its
     client leaves, or when another client's response takes the stream over."""
 
-    __slots__ = ("_beside", "_scope", "_send", "is_gone", "over", "wrote_at")
+    __slots__ = ("_beside", "_scope", "_send", "is_gone", "over", "since", "wrote_at")
 
     def __init__(self, send: Send) -> None:
         self._send = send
@@ -25,6 +25,8 @@ class Listener:
         """Whether nothing more is to be sent."""
         self.over = anyio.Event()
         """Set when nothing more will come."""
+        self.since = time.time()
+        """When it began, to be compared with those at other replicas."""
         self.wrote_at = time.monotonic()
 
     async def begin(self, head: Message) -> None:

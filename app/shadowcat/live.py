@@ -8,6 +8,7 @@ and takes the stream over.
 from __future__ import annotations
 
 import logging
+import math
 import time
 from collections.abc import AsyncIterator
 from http import HTTPStatus
@@ -19,6 +20,7 @@ from shadowcat.counters import Reason
 from shadowcat.errors import AmbiguousDelivery, SessionUnknown, ShadowcatError, UpstreamBroke
 from shadowcat.headers import Headers
 from shadowcat.listener import Listener
+from shadowcat.mail import LISTENING, Listen
 from shadowcat.pauses import LONGEST, Pauses
 from shadowcat.recorder import Recorder
 from shadowcat.replay import Cursor
@@ -85,6 +87,8 @@ class LiveStream:
         self.tap = tap
         self.is_standalone = name == GET_STREAM
         self.listener: Listener | None = None
+        self.remote: Listen | None = None
+        """Who listens at another replica, by way of the store, or was the last to."""
         self.to_say: list[bytes] = []
         """Messages of the proxy's own, for when it is open upstream again."""
         self.token = 0
@@ -106,6 +110,9 @@ class LiveStream:
         self._ahead_events = 0
         self._has_id = again
         """Whether the client has an id to come back with."""
+        self._remote_until = -math.inf
+        self._is_moot = False
+        """Whether all its requests were cancelled: it goes on only for who listens."""
         self._is_unwanted = False
         self._handed_on = False
         """Whether it ends here, to be opened elsewhere."""
@@ -119,6 +126,11 @@ class LiveStream:
 
     # -- who listens ----------------------------------------------------------------------------------------
 
+    @property
+    def is_followed(self) -> bool:
+        """Whether somebody listens at another replica, as far as is known."""
+        return anyio.current_time() < self._remote_until
+
     def attach(self, listener: Listener) -> bool:
         """Send what comes from now on to this listener; one that listens already is ended.
 
@@ -129,7 +141,7 @@ class LiveStream:
             return False
         if self.listener is not None:
             self.listener.hand_over()
-        self.listener = listener
+        self.listener, self._remote_until = listener, -math.inf
         self.read_on()
         self._scope.deadline = float("inf")
         return True
@@ -143,13 +155,30 @@ class LiveStream:
             self.left_at = self.tap.last_id
             self.wait_for_listener()
 
+    def follow(self, remote: Listen) -> bool:
+        """Go on for somebody who listens at another replica; an older listener is ended where it is here.
+
+        Returns:
+            Whether this is the one to go on for: not where a newer one listens.
+        """
+        listening = self.listener or (self.remote if self.is_followed else None)
+        if listening is not None and listening.since > remote.since:
+            return False
+        if self.listener is not None:
+            self.listener.hand_over()
+            self.listener, self.left_at = None, self.tap.last_id
+        self.remote, self._remote_until = remote, anyio.current_time() + LISTENING
+        self.left_at = remote.has or self.left_at
+        self.read_on()
+        return True
+
     def take_headers(self) -> Headers:
         """Return the headers of the upstream's response, the first time that they are asked for."""
         headers, self.headers = self.headers, []
         return headers
 
     def read_on(self) -> None:
-        """Go on as if its listener had only just left: one listens to it by way of the store."""
+        """Go on as if its listener had only just left."""
         self._ahead_bytes = self._ahead_events = 0
         self._taken_up.set()
         self._taken_up = anyio.Event()
@@ -157,7 +186,8 @@ class LiveStream:
 
     def wait_for_listener(self, at_least: float = 0.0) -> None:
         """End it when nobody comes to listen."""
-        self._scope.deadline = anyio.current_time() + max(at_least, self._settings.adopt_seconds)
+        until = anyio.current_time() + max(at_least, 0.0 if self._is_moot else self._settings.adopt_seconds)
+        self._scope.deadline = max(until, self._remote_until)
 
     # -- its life -------------------------------------------------------------------------------------------
 
@@ -219,11 +249,18 @@ class LiveStream:
         self.tap.unanswered.clear()
         self._scope.cancel()
 
-    def cancel(self, request_id: JsonRpcId) -> None:
-        """Expect no answer to this request any more. Where nobody listens and nothing is missing, end."""
+    def cancel(self, request_id: JsonRpcId) -> bool:
+        """Expect no answer to this request any more, and return whether one was expected.
+
+        Where nothing else is missing, end as soon as nobody listens.
+        """
+        if request_id not in self.tap.unanswered:
+            return False
         self.tap.unanswered.discard(request_id)
-        if self.listener is None and not self.tap.unanswered:
-            self._scope.cancel()
+        self._is_moot = not self.tap.unanswered
+        if self.listener is None:
+            self.wait_for_listener()
+        return True
 
     # -- reading --------------------------------------------------------------------------------------------
 

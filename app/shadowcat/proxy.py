@@ -67,7 +67,7 @@ class Proxy:
         self._gets = gets
         self._settings = settings
         self._counters = counters
-        self.restorer = Restorer(upstream, sessions, recorder, settings, counters)
+        self.restorer = Restorer(upstream, sessions, streams.owners, recorder, settings, counters)
         self.restorer.tell = self._tell
 
     async def forward(self, request: ClientRequest, watch: ClientWatch) -> RelayResponse:
@@ -123,8 +123,7 @@ class Proxy:
             self._streams.drop(session.id)
         for message in request.messages:
             if message.method == "notifications/cancelled":
-                for stream in self._streams.of(session.id):
-                    stream.cancel(cancelled_id(message.raw))
+                self._streams.cancel(session.id, cancelled_id(message.raw))
 
     async def _unless_forgotten(
         self, session: Session, request: ClientRequest, response: UpstreamResponse

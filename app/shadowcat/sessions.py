@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import secrets
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from typing import Final
 
 import anyio
@@ -92,7 +92,7 @@ class SessionManager:
         if session_id is None:
             self._require_none(request)
             return None
-        with self._store_errors():
+        with self.store_errors():
             session = await self._cache.get(session_id)
         if session is None or session.upstream != self._upstream or session_id in self._ended:
             raise SessionUnknown
@@ -112,7 +112,7 @@ class SessionManager:
     async def current(self, session: Session) -> Session:
         """Return the session as it is now; as it was where the store does not say."""
         try:
-            with self._store_errors():
+            with self.store_errors():
                 return await self._cache.get(session.id) or session
         except StoreDown:
             return session
@@ -147,7 +147,7 @@ class SessionManager:
         Raises:
             StoreDown: the store does not take it.
         """
-        with self._store_errors():
+        with self.store_errors():
             return await self._store.touch_session(session_id, self._store.clock() + self._ttl)
 
     async def begin(
@@ -183,7 +183,7 @@ class SessionManager:
             server_info=_at_most(bytes(result.server_info)),
             server_capabilities=_at_most(bytes(result.capabilities)),
         )
-        with self._store_errors():
+        with self.store_errors():
             try:
                 return await self._store.create_session(with_accepted(session, self._credentials(request)))
             except SessionExists:
@@ -195,7 +195,7 @@ class SessionManager:
         The request has been processed by now, so a store that does not take it costs the client no answer.
         """
         try:
-            with self._store_errors():
+            with self.store_errors():
                 if request.method == "DELETE" and (response.status < 300 or response.status == 404):
                     await self._end(session.id)
                 elif response.status < 300:
@@ -221,7 +221,7 @@ class SessionManager:
             StoreDown: it still is.
         """
         for session_id in tuple(self._ended):
-            with self._store_errors():
+            with self.store_errors():
                 await self._end(session_id)
 
     async def read(self, session_id: str) -> Session:
@@ -231,7 +231,7 @@ class SessionManager:
             SessionUnknown: it has ended.
             StoreDown: the store cannot say.
         """
-        with self._store_errors():
+        with self.store_errors():
             session = await self._store.get_session(session_id)
         if session is None or session_id in self._ended:
             self._cache.discard(session_id)
@@ -250,7 +250,7 @@ class SessionManager:
         Raises:
             StoreDown: the store does not take it.
         """
-        with self._store_errors():
+        with self.store_errors():
             current: Session | None = session
             while current is not None and (changed := change(current)) is not current:
                 try:
@@ -269,32 +269,10 @@ class SessionManager:
     async def end(self, session_id: str) -> None:
         """Delete the session: at once for this process, in the store as soon as it takes it."""
         try:
-            with self._store_errors():
+            with self.store_errors():
                 await self._end(session_id)
         except StoreDown as exc:
             logger.warning("session %s could not be deleted yet: %s", session_id, exc)
-
-    async def claim(self, session_id: str, name: str, owner: str, lease: float) -> int | None:
-        """Become the only one, among all processes, who has this name's claim; return the token to release.
-
-        Returns:
-            The token; `None` while somebody else has the claim.
-
-        Raises:
-            SessionUnknown: the session has ended.
-            StoreDown: the store cannot say.
-        """
-        with self._store_errors():
-            try:
-                claim = await self._store.claim_stream(session_id, name, owner=owner, lease=lease)
-            except SessionNotFound:
-                raise SessionUnknown from None
-        return None if claim is None else claim.token
-
-    async def release(self, session_id: str, name: str, token: int) -> None:
-        """Give the claim back. A store that does not take it lets it run out."""
-        with suppress(StoreDown), self._store_errors():
-            await self._store.release_stream(session_id, name, token=token)
 
     def may_restore(self, session: Session, request: ClientRequest) -> bool:
         """Return whether the session may be begun anew upstream with what this request shows.
@@ -314,7 +292,7 @@ class SessionManager:
             await self.update(session, lambda current: with_accepted(current, credentials))
 
     @contextmanager
-    def _store_errors(self) -> Iterator[None]:
+    def store_errors(self) -> Iterator[None]:
         """Bound the time the store may take, and say its errors as the client is to be told them."""
         try:
             with anyio.fail_after(self._timeout):
