@@ -111,6 +111,22 @@ async def find_cursor(store: SessionStore, session_id: str, event_id: str) -> Cu
     return cursor
 
 
+async def open_streams(store: SessionStore, session_id: str) -> list[Cursor]:
+    """Return the end of each stream whose answer the tape does not have.
+
+    Raises:
+        StoreError: as the store does.
+    """
+    streams: dict[str, Cursor] = {}
+    for frame in await store.get_frames(session_id):
+        if frame.stream is not None:
+            streams.setdefault(frame.stream, Cursor(frame.stream)).skip([frame])
+        elif frame.direction == "server" and frame.envelope.kind in ("response", "error"):  # a plain body
+            for cursor in streams.values():
+                cursor.answered.add(frame.envelope.id)
+    return [cursor for cursor in streams.values() if cursor.unanswered]
+
+
 def _after_position(name: str, position: int, frames: Sequence[Frame]) -> Cursor | None:
     """Return the place after the stream's event of this number; `None` where the one after it is gone."""
     cursor = Cursor(name)
