@@ -7,6 +7,7 @@ and takes the stream over.
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import math
 import time
@@ -105,7 +106,7 @@ class LiveStream:
         self._polled = polled
         self._again = again
         self._scope = anyio.CancelScope()
-        self._taken_up = anyio.Event()
+        self._taken_up = asyncio.Event()
         self._ahead_bytes = 0
         self._ahead_events = 0
         self._has_id = again
@@ -119,7 +120,7 @@ class LiveStream:
         self._goes_on_upstream = False
         """Whether the upstream has ended it only until the client comes back."""
         self._has_ended = False
-        self.over = anyio.Event()
+        self.over = asyncio.Event()
         """Set when it has ended, and all there was is recorded."""
         self._pauses = Pauses(settings.recover_seconds)
         self._silence = _FIRST_SILENCE
@@ -181,7 +182,7 @@ class LiveStream:
         """Go on as if its listener had only just left."""
         self._ahead_bytes = self._ahead_events = 0
         self._taken_up.set()
-        self._taken_up = anyio.Event()
+        self._taken_up = asyncio.Event()
         self.wait_for_listener()
 
     def wait_for_listener(self, at_least: float = 0.0) -> None:

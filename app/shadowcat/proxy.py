@@ -96,9 +96,10 @@ class Proxy:
         try:
             relay = Relay(response, self._reader(session, request, response))
             if session is not None:
-                # The upstream has processed it: that its client has left by now must not undo our part.
-                with anyio.CancelScope(shield=True):
-                    await self._settle(session, request, response)
+                if response.media is Media.OTHER or self.sessions.has_news(session, request, response):
+                    # The upstream has processed it: that its client has left by now must not undo our part.
+                    with anyio.CancelScope(shield=True):
+                        await self._settle(session, request, response)
                 if sets_standing_state(request):
                     limit = self._settings.max_message_bytes
                     await remember(self.sessions, session, request, response, limit)

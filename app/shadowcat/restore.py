@@ -15,6 +15,7 @@ import json
 import logging
 import re
 from collections.abc import Callable
+from functools import partial
 from typing import Final, NoReturn
 
 import anyio
@@ -144,7 +145,8 @@ class Restorer:
 
     async def _claimed(self, session: Session, request: ClientRequest) -> Session | None:
         # A replica that has no record claims nothing: what it begins beside others loses by compare-and-set.
-        while (token := await self._claim(session.id)) is None:  # noqa: ASYNC110 - it is another process's
+        claim = partial(self._owners.claim, session.id, _CLAIM, _LEASE)
+        while (token := await self._sessions.ask(claim())) is None:  # noqa: ASYNC110 - it is another process's
             await anyio.sleep(_ASK_AGAIN)
         try:
             current = await self._sessions.read(session.id)
@@ -154,10 +156,6 @@ class Restorer:
         finally:
             with anyio.CancelScope(shield=True):
                 await self._owners.release(session.id, _CLAIM, token)
-
-    async def _claim(self, session_id: str) -> int | None:
-        with self._sessions.store_errors():
-            return await self._owners.claim(session_id, _CLAIM, _LEASE)
 
     async def _restore(self, session: Session, request: ClientRequest) -> Session | None:
         recovery = Recovery(self._upstream, request, self._limit)
