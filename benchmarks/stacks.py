@@ -41,19 +41,23 @@ def naive(library: str) -> Stack:
 
 def shadowcat(tape: str, store: str = "memory://", name: str = "", **settings: object) -> Stack:
     """`{directory}` in the store's URL is a directory that goes when the run ends."""
-    environment = ["env", *(f"SHADOWCAT_{key.upper()}={value}" for key, value in settings.items())]
 
     def command(upstream: str, port: int, directory: Path) -> list[str]:
         binary = str(Path(sys.executable).with_name("shadowcat"))
         where = ["--upstream", upstream, "--host", "127.0.0.1", "--port", str(port)]
         serve = [binary, "serve", *where, "--store", store.format(directory=directory), "--tape", tape]
-        return [*environment, *serve] if settings else serve
+        return with_settings(serve, **settings)
 
     kind = store.partition(":")[0]
     missing = "" if find_spec("shadowcat.cli") else "the command `shadowcat` is not there"
     return Stack(
         name or f"shadowcat-{tape}", f"**Shadowcat**, tape {tape}, {kind} store", command, True, missing
     )
+
+
+def with_settings(command: list[str], **settings: object) -> list[str]:
+    """The command, with these settings of Shadowcat's in its environment."""
+    return ["env", *(f"SHADOWCAT_{key.upper()}={value}" for key, value in settings.items()), *command]
 
 
 def with_stores(redis: str) -> list[Stack]:
