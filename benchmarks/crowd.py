@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from dataclasses import dataclass, field, replace
+from time import monotonic
 
 import uvloop
 
@@ -19,6 +20,8 @@ SETTLE = 1.0
 """Seconds after which what was opened or left has found its place."""
 IDLE = 3.0
 """Seconds in which the CPU time of all these streams is taken."""
+LIMIT = 180.0
+"""Seconds that it may take to open them."""
 RARELY = 1e-6
 """Events per second after the first."""
 CALLS = Case("json-1", "", "echo", 1)
@@ -68,38 +71,45 @@ class Crowd:
         self.connections.clear()
 
 
-def memory(bench: Bench, stack: Stack, sizes: tuple[int, ...], leaves: bool) -> dict[int, dict[str, float]]:
-    """By number of streams: resident bytes of each, and CPU of all of them as part of a core."""
+Held = dict[int, dict[str, float]]
+"""By number of streams: resident bytes of each, CPU of all as part of a core, and how many were not held."""
+
+
+def memory(bench: Bench, stack: Stack, sizes: tuple[int, ...], leaves: bool, found: Held) -> None:
+    """Fill `found`, as far as that goes.
+
+    Raises:
+        TimeoutError: it took too long.
+    """
     stack = replace(stack, name=f"{stack.name}-{'adopted' if leaves else 'attached'}")
     bench.start(stack)
     try:
         bench.measure(stack, CALLS, 0.3, 0)
-        return uvloop.run(_memory(bench, stack, sizes, leaves))
+        uvloop.run(_memory(bench, stack, sizes, leaves, found))
     finally:
         bench.stop(stack)
 
 
-async def _memory(
-    bench: Bench, stack: Stack, sizes: tuple[int, ...], leaves: bool
-) -> dict[int, dict[str, float]]:
-    pid, found = bench.pids[stack.name], {}
+async def _memory(bench: Bench, stack: Stack, sizes: tuple[int, ...], leaves: bool, found: Held) -> None:
+    pid, began = bench.pids[stack.name], monotonic()
     before = (await fetch_json(bench.stub_port, "/_count"))["open_streams"]
     crowd = Crowd(Target("127.0.0.1", bench.ports[stack.name]))
     await crowd.begin_sessions(max(sizes))
     await crowd.grow(1, leaves)  # what the first one costs is no stream's
     await asyncio.sleep(SETTLE)
     base = rss_bytes(pid)
-    for size in sorted(sizes):
-        await crowd.grow(size, leaves)
+    for size in sizes:
+        async with asyncio.timeout(LIMIT):
+            await crowd.grow(size, leaves)
         await asyncio.sleep(SETTLE)
         rss, used = rss_bytes(pid), cpu_seconds(pid)
         await asyncio.sleep(IDLE)
         used = cpu_seconds(pid) - used
         held = (await fetch_json(bench.stub_port, "/_count"))["open_streams"] - before
         found[size] = {"bytes": (rss - base) / (size - 1), "cpu": used / IDLE, "missing": size - held}
-        tell(f"{stack.name:26} {size:6,} streams {(rss - base) / size / 1000:6.1f} kB each")
+        each, took = found[size]["bytes"] / 1000, monotonic() - began
+        tell(f"{stack.name:26} {size:6,} streams {each:6.1f} kB each after {took:.0f} s")
     crowd.leave()
-    return found
 
 
 Pair = tuple[Sample, Sample]

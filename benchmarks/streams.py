@@ -84,8 +84,8 @@ class Found:
     samples: dict[tuple[str, str], list[Sample]] = field(default_factory=lambda: defaultdict(list))
     frames: dict[str, dict[str, int]] = field(default_factory=dict)
     """What the floods left on the tape, or dropped from it."""
-    attached: dict[str, dict[int, dict[str, float]]] = field(default_factory=dict)
-    adopted: dict[str, dict[int, dict[str, float]]] = field(default_factory=dict)
+    attached: dict[str, crowd.Held] = field(default_factory=dict)
+    adopted: dict[str, crowd.Held] = field(default_factory=dict)
     calls: dict[str, list[crowd.Pair]] = field(default_factory=dict)
     starts: dict[str, list[float]] = field(default_factory=dict)
     broken: list[str] = field(default_factory=list)
@@ -168,7 +168,9 @@ def _events(plan: Plan, bench: Bench, found: Found) -> None:
             tell(f"round {number + 1}/{plan.rounds} {case.name:8} {stack.name:18} {_line(sample)}")
     for stack in found.stacks:
         if stack.metrics:
-            found.frames[stack.name] = asyncio.run(_frames(bench.ports[stack.name]))
+            found.frames[stack.name] = (
+                found.attempt(f"metrics, {stack.name}", _frames, bench.ports[stack.name]) or {}
+            )
         if stack.command:
             bench.stop(stack)
 
@@ -197,8 +199,8 @@ def measure(bench: Bench, stack: Stack, case: Case, seconds: float) -> Sample:
     )
 
 
-async def _frames(port: int) -> dict[str, int]:
-    metrics = (await fetch(port, "/metrics")).decode()
+def _frames(port: int) -> dict[str, int]:
+    metrics = asyncio.run(fetch(port, "/metrics")).decode()
     return {
         name: int(value) for name, value in re.findall(r"^shadowcat_(frames_\w+)_total (\d+)$", metrics, re.M)
     }
@@ -207,11 +209,13 @@ async def _frames(port: int) -> dict[str, int]:
 def _idle(bench: Bench, found: Found, sizes: tuple[int, ...]) -> None:
     for stack in _many(found):
         what = f"attached streams, {stack.name}"
-        found.attached[stack.name] = found.attempt(what, crowd.memory, bench, stack, sizes, False) or {}
+        held = found.attached[stack.name] = {}
+        found.attempt(what, crowd.memory, bench, stack, sizes, False, held)
     for stack in _many(found):
         if stack.metrics and "off" not in stack.name:
             what = f"adopted streams, {stack.name}"
-            found.adopted[stack.name] = found.attempt(what, crowd.memory, bench, stack, sizes, True) or {}
+            held = found.adopted[stack.name] = {}
+            found.attempt(what, crowd.memory, bench, stack, sizes, True, held)
 
 
 def _starts(bench: Bench, found: Found) -> None:

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator
 from statistics import median
 
 from . import report
+from .bench import Sample as BenchSample
 from .crowd import BESIDE, Pair
 from .processes import Cores
 from .streams import STARTS, Case, Found, Plan, Sample
@@ -51,9 +52,14 @@ def page(plan: Plan, found: Found, cores: Cores) -> str:
         headings = ("", "p50", "least", "most")
         parts += ["## Start", START.format(starts=STARTS), report.markdown(headings, rows)]
     parts += [f"Not measured: {each}" for each in found.broken]
-    runs = [100 * each.others for some in found.samples.values() for each in some] or [0.0]
+    runs = [100 * each.others for each in _all(found)] or [float("nan")]
     notes = NOTES.format(**vars(plan), others=median(runs), worst=max(runs))
     return "\n\n".join([*parts, notes]) + "\n"
+
+
+def _all(found: Found) -> Iterator[Sample | BenchSample]:
+    yield from (each for samples in found.samples.values() for each in samples)
+    yield from (each for pairs in found.calls.values() for pair in pairs for each in pair)
 
 
 def _label(found: Found, name: str) -> str:
@@ -147,7 +153,7 @@ def _crowds(found: Found) -> Iterator[str]:
         sizes = sorted({size for each in by_stack.values() for size in each})
         headings = ["proxy", *(f"{size:,}: {what}" for size in sizes for what in ("kB each", "CPU %"))]
         rows = [
-            (_label(found, name), *(cell for size in sizes for cell in _crowd_cells(each[size])))
+            (_label(found, name), *(cell for size in sizes for cell in _crowd_cells(each.get(size))))
             for name, each in by_stack.items()
             if each
         ]
@@ -162,7 +168,9 @@ def _crowds(found: Found) -> Iterator[str]:
         yield report.markdown(headings, rows)
 
 
-def _crowd_cells(cell: dict[str, float]) -> Row:
+def _crowd_cells(cell: dict[str, float] | None) -> Row:
+    if cell is None:
+        return "–", "–"
     missing = f" (**{cell['missing']:+.0f} missing**)" if cell["missing"] else ""
     return f"{cell['bytes'] / 1000:.1f}{missing}", f"{100 * cell['cpu']:.1f}"
 
