@@ -7,10 +7,11 @@ NODE_SYNCED := tests/real/node/node_modules/.synced
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 
 .DEFAULT_GOAL := help
-.PHONY: help sync run test faults check fmt lint types imports cov wheel bench bench-stores constraints clean
+.PHONY: help sync run test faults check fmt lint types imports cov wheel constraints clean
+.PHONY: bench bench-stores bench-streams bench-recovery
 
 help: ## show this list
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 $(SYNCED): constraints.txt pyproject.toml
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
@@ -62,6 +63,12 @@ bench: $(SYNCED) ## measure against direct, nginx and a naive proxy (benchmarks/
 
 bench-stores: $(SYNCED) ## measure the session stores, alone and under the proxy (benchmarks/README.md)
 	$(BIN)/python -m benchmarks stores
+
+bench-streams: $(SYNCED) ## measure streams: latency, CPU, floods, thousands idle, start (benchmarks/README.md)
+	$(BIN)/python -m benchmarks streams
+
+bench-recovery: $(SYNCED) ## measure how long things take to go on after each fault (benchmarks/README.md)
+	$(BIN)/python -m benchmarks recovery
 
 constraints: ## compile constraints.txt anew from pyproject.toml (needs uv)
 	uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-header \
