@@ -35,20 +35,19 @@ class Begun(Generic[T]):
         if self.is_done:
             return self.result
         waits_for = self._waits_for
-        while True:
-            try:
-                came = yield waits_for
-            except GeneratorExit:
-                self._steps.close()
-                raise
-            except BaseException as exc:  # noqa: BLE001 - whatever is thrown in is the call's to take
-                thrown: BaseException | None = exc
-            else:
-                thrown = None
-            try:
-                waits_for = self._steps.send(came) if thrown is None else self._steps.throw(thrown)
-            except StopIteration as done:
-                return done.value  # type: ignore[no-any-return]
+        try:
+            while True:
+                try:
+                    came = yield waits_for
+                except GeneratorExit:
+                    self._steps.close()
+                    raise
+                except BaseException as exc:  # noqa: BLE001 - whatever is thrown in is the call's to take
+                    waits_for = self._steps.throw(exc)
+                else:
+                    waits_for = self._steps.send(came)
+        except StopIteration as done:
+            return done.value  # type: ignore[no-any-return]
 
 
 async def within(seconds: float, call: Awaitable[T]) -> T:

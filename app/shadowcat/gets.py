@@ -137,10 +137,13 @@ class Gets:
 
     async def _take_up(self, session: Session, cursor: Cursor, reopen: Reopen) -> bool:
         """Read a stream on that nobody reads."""
-        token = await self._streams.owners.claim(session.id, cursor.stream)
-        if token is not None and self._streams.find(session.id, cursor.stream) is None:
-            after = await self._upstream_id(session, cursor)
-            self._take_over(session, cursor, reopen, after, token)
+        after = await self._upstream_id(session, cursor)
+        with anyio.CancelScope(
+            shield=True
+        ):  # a claim of which nobody knows would last as long as this replica
+            token = await self._streams.owners.claim(session.id, cursor.stream)
+            if token is not None and self._streams.find(session.id, cursor.stream) is None:
+                self._take_over(session, cursor, reopen, after, token)
         return True
 
     def _take_over(
@@ -193,7 +196,10 @@ class Gets:
                 return opened
 
     async def _ask(self, session: Session, reopen: Reopen, after: str | None) -> Opened:
-        token = await self._streams.owners.claim(session.id, GET_STREAM)
+        with anyio.CancelScope(
+            shield=True
+        ):  # a claim of which nobody knows would last as long as this replica
+            token = await self._streams.owners.claim(session.id, GET_STREAM)
         if token is None:
             return None
         live: Opened = None

@@ -275,7 +275,7 @@ class ResumedResponse(LiveResponse):
 
     async def _wait_for_claim(self, cursor: Cursor) -> bool:
         """Wait, once, as long as a replica takes to claim a stream that it has just begun to read."""
-        if self._has_waited or not self._store.shared or cursor.stream == GET_STREAM:
+        if self._has_waited or self._told or not self._store.shared or cursor.stream == GET_STREAM:
             return False
         self._has_waited = True
         if await self._store.get_stream_claim(self._session_id, cursor.stream) is None:
