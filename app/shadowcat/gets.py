@@ -25,7 +25,7 @@ from shadowcat.stream_names import answer_name, get_name, read_minted
 from shadowcat.streams import LiveStreams
 from shadowcat.tap import EventTap
 from shadowcat.upstream import Media, UpstreamResponse
-from shadowcat_stores import GET_STREAM, Session, SessionStore
+from shadowcat_stores import GET_STREAM, Session, SessionStore, StoreError
 
 Result = TypeVar("Result")
 
@@ -138,13 +138,21 @@ class Gets:
     async def _take_up(self, session: Session, cursor: Cursor, reopen: Reopen) -> bool:
         """Read a stream on that nobody reads."""
         after = await self._upstream_id(session, cursor)
-        with anyio.CancelScope(
-            shield=True
-        ):  # a claim of which nobody knows would last as long as this replica
-            token = await self._streams.owners.claim(session.id, cursor.stream)
-            if token is not None and self._streams.find(session.id, cursor.stream) is None:
-                self._take_over(session, cursor, reopen, after, token)
+        token = await self._claim(session.id, cursor.stream)
+        if token is not None and self._streams.find(session.id, cursor.stream) is None:
+            self._take_over(session, cursor, reopen, after, token)
         return True
+
+    async def _claim(self, session_id: str, name: str) -> int | None:
+        """Claim the stream. A claim that was taken and is not known would last as long as this replica."""
+        token: int | None = None
+        try:
+            with anyio.CancelScope(shield=True):
+                token = await self._streams.owners.claim(session_id, name)
+        except StoreError:
+            self._streams.disclaim(session_id, name)
+            raise
+        return token
 
     def _take_over(
         self,
@@ -191,15 +199,14 @@ class Gets:
                 opening = _Shared(self._ask(session, reopen, after), forget)
                 self._opening[session.id] = opening
             opened = await opening.result()
+            if opening.was_given_up:
+                continue
             # A body can be read by one of them only; the others ask for themselves.
             if not isinstance(opened, UpstreamResponse) or opening.is_first():
                 return opened
 
     async def _ask(self, session: Session, reopen: Reopen, after: str | None) -> Opened:
-        with anyio.CancelScope(
-            shield=True
-        ):  # a claim of which nobody knows would last as long as this replica
-            token = await self._streams.owners.claim(session.id, GET_STREAM)
+        token = await self._claim(session.id, GET_STREAM)
         if token is None:
             return None
         live: Opened = None
@@ -255,20 +262,31 @@ class _Shared(Generic[Result]):
     def __init__(self, work: Coroutine[None, None, Result], done: Callable[[], object]) -> None:
         self._waiting = 0
         self._is_taken = False
-        self._task = asyncio.get_running_loop().create_task(work)
+        self._scope = anyio.CancelScope()  # a task that is cancelled heeds no shield
+        self._task = asyncio.get_running_loop().create_task(self._run(work))
         self._task.add_done_callback(lambda _: done())
+
+    async def _run(self, work: Coroutine[None, None, Result]) -> Result | None:
+        with self._scope:
+            return await work
+        return None
+
+    @property
+    def was_given_up(self) -> bool:
+        """Whether it has no result: who came last has left before its end."""
+        return self._scope.cancelled_caught
 
     def is_first(self) -> bool:
         """Return whether nobody has asked this before."""
         taken, self._is_taken = self._is_taken, True
         return not taken
 
-    async def result(self) -> Result:
-        """Return what it gives, or raise what it raises."""
+    async def result(self) -> Result | None:
+        """Return what it gives, or raise what it raises; return when it was given up."""
         self._waiting += 1
         try:
             return await asyncio.shield(self._task)
         finally:
             self._waiting -= 1
             if not self._waiting:
-                self._task.cancel()
+                self._scope.cancel()

@@ -26,7 +26,7 @@ _COMES_WITHIN: Final = 2.0
 _AT_A_TIME: Final = 200
 """Sessions that are looked for in the store at a time."""
 _BETWEEN: Final = 0.2
-"""Seconds between such looks."""
+"""Seconds between such looks, and between attempts to claim a stream."""
 _UNDER_WAY: Final = 0.25
 """Seconds that another replica's frames and claims may take to the store after its window."""
 
@@ -73,14 +73,30 @@ class LiveStreams:
             self._do(self._claim(stream))
 
     async def _claim(self, stream: LiveStream) -> None:
-        with suppress(StoreError):
-            token = await self.owners.claim(stream.session_id, stream.name)
-            if token is None:
-                stream.drop()
-            elif stream.over.is_set():
-                await self.owners.release(stream.session_id, stream.name, token)
-            else:
-                stream.token = token
+        token = await self._claimed(stream.session_id, stream.name)
+        if token is None:
+            stream.drop()
+        elif stream.over.is_set():
+            await self.owners.release(stream.session_id, stream.name, token)
+        else:
+            stream.token = token
+
+    async def _claimed(self, session_id: str, name: str) -> int | None:
+        """Claim the stream, as often as it takes: a store that did not answer may have taken the claim."""
+        while True:
+            try:
+                return await self.owners.claim(session_id, name)
+            except StoreError:
+                await asyncio.sleep(_BETWEEN)
+
+    def disclaim(self, session_id: str, name: str) -> None:
+        """Give up a claim of which the store has not said whether it took it."""
+        self._do(self._disclaim(session_id, name))
+
+    async def _disclaim(self, session_id: str, name: str) -> None:
+        token = await self._claimed(session_id, name)
+        if token and self.find(session_id, name) is None:
+            await self.owners.release(session_id, name, token)
 
     def _claim_again(self) -> None:
         for stream in self.all():

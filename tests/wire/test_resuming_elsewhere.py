@@ -7,7 +7,7 @@ from pathlib import Path
 import anyio
 import pytest
 
-from shadowcat_stores import SessionStore, SQLiteStore
+from shadowcat_stores import SessionStore, SQLiteStore, StoreUnavailable, StreamClaim
 from tests.support.events import message
 from tests.support.proxying import replica
 from tests.support.told import Told, calling, claimed, detached, numbers, progress, recorded, resuming
@@ -27,7 +27,7 @@ async def test_it_follows_the_stream_that_the_other_reads(
     with anyio.fail_after(10):
         async with (
             replica(upstream.url, stores[0]) as one,
-            replica(upstream.url, stores[0]) as other,
+            replica(upstream.url, stores[1]) as other,
         ):
             await one.begin()
             upstream.script = told = Told(ids)
@@ -56,7 +56,7 @@ async def test_who_listens_elsewhere_keeps_the_stream_open(
     with anyio.fail_after(15):
         async with (
             replica(upstream.url, stores[0], **settings) as one,
-            replica(upstream.url, stores[0]) as other,
+            replica(upstream.url, stores[1]) as other,
         ):
             await one.begin()
             upstream.script = told = Told()
@@ -86,7 +86,7 @@ async def test_a_dead_owner_s_stream_is_taken_over(
     with anyio.fail_after(10):
         async with (
             replica(upstream.url, stores[0]) as one,
-            replica(upstream.url, stores[0]) as other,
+            replica(upstream.url, stores[1]) as other,
         ):
             await one.begin()
             upstream.script = told = Told(ids=True)
@@ -113,7 +113,7 @@ async def test_a_dead_owner_s_stream_that_cannot_be_resumed_is_said_to_be_lost(
     with anyio.fail_after(10):
         async with (
             replica(upstream.url, stores[0]) as one,
-            replica(upstream.url, stores[0]) as other,
+            replica(upstream.url, stores[1]) as other,
         ):
             await one.begin()
             upstream.script = told = Told()
@@ -137,7 +137,7 @@ async def test_one_get_of_a_session_is_open_however_many_replicas(
     with anyio.fail_after(15):
         async with (
             replica(upstream.url, stores[0], **settings) as one,
-            replica(upstream.url, stores[0]) as other,
+            replica(upstream.url, stores[1]) as other,
         ):
             await one.begin()
             upstream.script = told = Told()
@@ -164,7 +164,7 @@ async def test_a_drained_replica_hands_its_streams_on(
     with anyio.fail_after(10):
         async with (
             replica(upstream.url, stores[0]) as one,
-            replica(upstream.url, stores[0]) as other,
+            replica(upstream.url, stores[1]) as other,
         ):
             await one.begin()
             upstream.script = told = Told(ids=True)
@@ -216,3 +216,92 @@ async def test_a_replica_that_was_silent_claims_its_streams_again(
 
 async def _never() -> None:
     await anyio.sleep_forever()
+
+
+class Mute(SQLiteStore):
+    """Takes the next claim of a stream, and does not say so."""
+
+    def __init__(self, file: Path) -> None:
+        super().__init__(file)
+        self.is_mute = False
+
+    async def claim_stream(
+        self, session_id: str, stream: str, *, owner: str, lease: float
+    ) -> StreamClaim | None:
+        claim = await super().claim_stream(session_id, stream, owner=owner, lease=lease)
+        if self.is_mute:
+            self.is_mute = False
+            raise StoreUnavailable("no answer")
+        return claim
+
+
+async def test_a_claim_that_the_store_took_without_a_word_keeps_nobody_waiting(
+    upstream: ScriptedUpstream, tmp_path: Path
+) -> None:
+    store = Mute(tmp_path / "sessions.db")
+    with anyio.fail_after(10):
+        async with (
+            replica(upstream.url, store) as one,
+            replica(upstream.url, SQLiteStore(tmp_path / "sessions.db")) as other,
+        ):
+            await one.begin()
+            upstream.script = told = Told()
+            told.resume = [(1, progress(1))]
+            store.is_mute = True
+            async with one.stream("GET") as response:
+                assert response.status_code == 503
+            async with resuming(one.at(other), None) as events:
+                assert numbers([await events.next()]) == [1]
+
+
+async def test_a_stream_is_claimed_as_soon_as_the_store_says_so(
+    upstream: ScriptedUpstream, tmp_path: Path
+) -> None:
+    store = Mute(tmp_path / "sessions.db")
+    with anyio.fail_after(10):
+        async with replica(upstream.url, store) as one:
+            await one.begin()
+            upstream.script = told = Told()
+            store.is_mute = True
+            async with calling(one):
+                await told.opened(1)
+                await claimed(one)
+                assert not store.is_mute
+
+
+async def test_a_get_whose_client_left_while_it_was_claimed_keeps_nobody_waiting(
+    upstream: ScriptedUpstream, tmp_path: Path
+) -> None:
+    claiming, go_on = anyio.Event(), anyio.Event()
+
+    class Slow(SQLiteStore):
+        async def claim_stream(
+            self, session_id: str, stream: str, *, owner: str, lease: float
+        ) -> StreamClaim | None:
+            claim = await super().claim_stream(session_id, stream, owner=owner, lease=lease)
+            claiming.set()
+            await go_on.wait()
+            return claim
+
+    with anyio.fail_after(10):
+        async with (
+            replica(upstream.url, Slow(tmp_path / "sessions.db")) as one,
+            replica(upstream.url, SQLiteStore(tmp_path / "sessions.db")) as other,
+        ):
+            await one.begin()
+            upstream.script = told = Told()
+            told.resume = [(1, progress(1))]
+            async with anyio.create_task_group() as tasks:
+
+                async def come() -> None:
+                    async with one.stream("GET"):
+                        pass
+
+                tasks.start_soon(come)
+                await claiming.wait()
+                tasks.cancel_scope.cancel()
+            while one.service.watches:
+                await anyio.lowlevel.checkpoint()
+            go_on.set()
+            async with resuming(one.at(other), None) as events:
+                assert numbers([await events.next()]) == [1]
