@@ -107,7 +107,7 @@ class Exchange(httpx2.AsyncByteStream):
         try:
             await self._waiter
         except BaseException:
-            self.give_up(httpx2.ReadError("The wait for the response was cancelled."))
+            await self.aclose()
             raise
         finally:
             self._waiter = None
@@ -125,5 +125,6 @@ class Exchange(httpx2.AsyncByteStream):
         """Drop what has not been read, and the connection with it where the response is not complete."""
         if self._chunks:
             self._chunks.clear()
-            self._error = httpx2.ReadError("The response was closed.")
-        self.give_up(httpx2.ReadError("The response was closed."))
+            self._error = httpx2.ReadError("The response was closed before it was read.")
+        if self.connection is not None:
+            self.give_up(httpx2.ReadError("The response was closed before its end."))

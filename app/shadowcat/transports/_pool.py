@@ -7,11 +7,15 @@ import ssl
 import time
 from collections import deque
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Final
 
 import httpx2
 
 from shadowcat.transports._connection import Connection
+
+_FRESH: Final = 0.001
+"""Seconds after a response within which the socket is not asked whether the server has closed it: servers do
+not, and it would be a system call per request under load."""
 
 
 class Pool:
@@ -35,12 +39,11 @@ class Pool:
 
     def take(self) -> Connection | None:
         """Return a connection that is idle and, as far as can be known, alive."""
-        idle = self._idle
-        while idle:
-            connection = idle.pop()
-            idle_for = time.monotonic() - connection.idle_since
+        while self._idle:
+            connection = self._idle.pop()
+            idle = time.monotonic() - connection.idle_since
             connection.idle_since = 0.0
-            if idle_for < self._keepalive and connection.is_quiet:
+            if idle < self._keepalive and (connection.is_open if idle < _FRESH else connection.is_quiet):
                 return connection
             connection.close()
         return None

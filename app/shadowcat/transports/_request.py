@@ -8,6 +8,7 @@ import httpx2
 
 _TOKEN: Final = b"!#$%&'*+-.^_`|~0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz"
 """https://www.rfc-editor.org/rfc/rfc9110#section-5.6.2"""
+_HARMLESS: Final = bytes(set(range(256)) - set(b"\r\n\0"))
 
 
 def request_head(request: httpx2.Request) -> tuple[bytes, int | None]:
@@ -16,36 +17,30 @@ def request_head(request: httpx2.Request) -> tuple[bytes, int | None]:
     Raises:
         httpx2.LocalProtocolError: the server could read another request, or several, out of it.
     """
-    lengths: list[bytes] = []
-    chunked = False
-    names = [method := request.method.encode("latin-1")]
-    lines = [b"%b %b HTTP/1.1" % (method, request.url.raw_path)]
-    for name, value in request.headers.raw:
-        names.append(name)
-        lines.append(b"%b: %b" % (name, value))
-        if len(name) == 14 and name.lower() == b"content-length":
-            lengths.append(value)
-        elif len(name) == 17 and name.lower() == b"transfer-encoding":
-            if chunked or value.lower() != b"chunked":
-                raise httpx2.LocalProtocolError(
-                    f"Transfer-Encoding: {value!r} cannot be sent, only 'chunked'"
-                )
-            chunked = True
-    head = b"\r\n".join((*lines, b"", b""))
-    if b"" in names or b"".join(names).translate(None, _TOKEN):
-        raise httpx2.LocalProtocolError("the method or the name of a header is no token")
-    ends = len(lines) + 1
-    if head.count(b"\n") != ends or head.count(b"\r") != ends or b"\0" in head:
-        raise httpx2.LocalProtocolError("a header has a line end or a NUL in its value")
-    return head, None if chunked and not lengths else _length(lengths, chunked)
+    method = request.method.encode("latin-1")
+    headers = request.headers.raw
+    lines = [b"%b: %b\r\n" % pair for pair in headers]
+    head = b"%b %b HTTP/1.1\r\n%b\r\n" % (method, request.url.raw_path, b"".join(lines))
+    names = [name for name, _ in headers]
+    if b"".join(names).translate(None, _TOKEN) or b"" in names or method.translate(None, _TOKEN):
+        raise httpx2.LocalProtocolError("The method, or the name of a header, is no token.")
+    if head.translate(None, _HARMLESS) != b"\r\n" * (len(lines) + 2):
+        raise httpx2.LocalProtocolError("A header has a line end or a NUL in its value.")
+    return head, _announced(headers)
 
 
-def _length(lengths: list[bytes], chunked: bool) -> int:
-    if not lengths:
-        return 0
-    if chunked or len(lengths) > 1 or not lengths[0].isdigit():
-        raise httpx2.LocalProtocolError("the headers do not say in one way how long the body is")
-    return int(lengths[0])
+def _announced(headers: list[tuple[bytes, bytes]]) -> int | None:
+    """Return the length of the body, `None` for chunks."""
+    length: int | None = 0
+    given = False
+    for name, value in headers:
+        is_length = len(name) == 14 and name.lower() == b"content-length"
+        if is_length or (len(name) == 17 and name.lower() == b"transfer-encoding"):
+            if given or not (value.isdigit() if is_length else value.lower() == b"chunked"):
+                raise httpx2.LocalProtocolError("The headers do not say in one way how long the body is.")
+            given = True
+            length = int(value) if is_length else None
+    return length
 
 
 def whole_body(request: httpx2.Request, length: int | None) -> bytes | None:
