@@ -9,6 +9,8 @@ import httpx2
 from shadowcat.settings import Settings
 from shadowcat.transports.http1 import HTTP1Transport
 
+__all__ = ["HTTP1Transport", "http_transport"]
+
 
 def http_transport(settings: Settings) -> httpx2.AsyncBaseTransport:
     """Return the transport that the settings name, for `http://` and `https://` upstreams."""

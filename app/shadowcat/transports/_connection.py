@@ -143,17 +143,20 @@ class Connection(asyncio.Protocol):
             return
         fault = ""
         try:
+            if not (self._overhead or self._has_head or data.startswith(b"H")):
+                raise httptools.HttpParserError("no HTTP")  # llhttp would skip line ends
             self._parser.feed_data(data)
         except (httptools.HttpParserError, httptools.HttpParserUpgrade) as exc:
             fault = str(exc.__context__ or exc) or "malformed"
         size = self._hand_on(exchange)
         self._overhead = max(0, self._overhead + len(data) - size)
-        if self._ended:
+        if self._overhead > MOST_OVERHEAD:
+            exchange.status = 0  # also where the head came whole just now
+            self._fail(httpx2.RemoteProtocolError("The response has too much that is no body."))
+        elif self._ended:
             self._finish(exchange, reusable=not fault)
-        elif fault or self._overhead > MOST_OVERHEAD:
-            self._fail(
-                httpx2.RemoteProtocolError(fault or "The response's head or chunk lines are too long.")
-            )
+        elif fault:
+            self._fail(httpx2.RemoteProtocolError(f"The response is malformed: {fault}."))
         else:
             if exchange.size > HIGH_WATER and self._reading:
                 self._reading = False
