@@ -1,5 +1,5 @@
-"""Random responses, valid and spoiled, split at random: both transports understand the same, or one refuses for a
-reason that is listed."""
+"""Random responses, valid and spoiled, split at random: both transports understand the same, or one of them
+refuses for a reason that is listed."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ CHUNK = st.binary(min_size=1, max_size=40)
 @st.composite
 def responses(draw: Any) -> bytes:
     """Make a response that is one."""
-    interim = draw(
+    interim: bytes = draw(
         st.sampled_from([b"", b"", b"HTTP/1.1 100 Continue\r\n\r\n", b"HTTP/1.1 103 E\r\nLink: a\r\n\r\n"])
     )
     status = draw(

@@ -168,7 +168,7 @@ async def test_an_error_before_the_end_of_the_request(
     raw: Raw, calling: Calling, is_ours: bool, body: str
 ) -> None:
     async def refuse(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        writer.write(respond("413 Too Large", "Connection: close"))
+        writer.write(respond("413 Too Large"))
         await done.wait()  # and reads no more
         raise ConnectionError
 
