@@ -33,7 +33,7 @@ def create_app(
         store: where sessions and their tapes are kept. To swap it is to pass another one.
         upstream: the MCP server's URL, or several by name.
         settings: how the proxy behaves; the defaults suit one server on the same machine or network.
-        transport: how upstreams are reached, instead of plain HTTP. The caller closes it.
+        transport: how upstreams are reached, instead of by `settings.transport`. The caller closes it.
 
     Raises:
         TypeError: the store or the settings are something else.
