@@ -176,6 +176,7 @@ class ClientRequest:
                 return
 
 
+@lru_cache(1024)
 def _hostname(url: str) -> str:
     try:
         return urlsplit(url).hostname or ""

@@ -96,7 +96,7 @@ class SessionManager:
         session = await self.ask(self._cache.get(session_id))
         if session is None or session.upstream != self._upstream or session_id in self._ended:
             raise SessionUnknown
-        if not may_use(session, self._credentials(request)):
+        if session.principal and not may_use(session, self._credentials(request)):
             raise SessionUnknown
         await self._touch(session)
         if request.method == "DELETE":
