@@ -30,7 +30,7 @@ REFUSALS: dict[str, tuple[str, bytes, list[tuple[str, str]]]] = {
     ),
     "a server with sessions": (
         "400 Bad Request",
-        b'{"jsonrpc":"2.0","error":{"code":-32000,"message":"Bad Request: Server not initialized"},"id":null}',
+        b'{"jsonrpc":"2.0","error":{"code":-32000,"message":"Server not initialized"},"id":null}',
         [JSON],
     ),
     "a server of HTTP+SSE": ("404 Not Found", b"Cannot POST /mcp\n", [("Content-Type", "text/html")]),
@@ -173,7 +173,9 @@ async def test_a_resumption_brings_its_own_stream_only(proxy: Proxied, upstream:
     assert [each.get("method", each.get("id")) for each in missed] == ["notifications/a2", "a"]
 
 
-async def test_nothing_is_added_to_what_the_client_accepts(proxy: Proxied, upstream: ScriptedUpstream) -> None:
+async def test_nothing_is_added_to_what_the_client_accepts(
+    proxy: Proxied, upstream: ScriptedUpstream
+) -> None:
     """`Accept` where none was sent would hide from the server that it has to refuse."""
     await proxy.begin()
     sent = raw_request(proxy.url, "POST", request("ping"), Mcp_Session_Id=proxy.session_id)

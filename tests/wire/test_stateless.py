@@ -74,7 +74,7 @@ async def test_get_and_delete_are_the_upstreams_to_refuse(
     assert [each.method for each in upstream.received] == [method]
 
 
-ANSWERS = {
+ANSWERS: dict[str, tuple[str, int, Any]] = {
     "unknown method": ("404 Not Found", -32601, None),
     "header mismatch": ("400 Bad Request", -32020, None),
     "missing capability": ("400 Bad Request", -32021, {"requiredCapabilities": {"sampling": {}}}),
@@ -103,7 +103,9 @@ async def test_errors_pass_bit_for_bit(
 
 async def test_a_stream_gets_no_ids_and_no_priming(proxy: Proxied, upstream: ScriptedUpstream) -> None:
     async def script(received: Received, connection: Connection) -> None:
-        await connection.start_stream(("Cache-Control", "no-cache, no-transform"), ("X-Accel-Buffering", "no"))
+        await connection.start_stream(
+            ("Cache-Control", "no-cache, no-transform"), ("X-Accel-Buffering", "no")
+        )
         for part in LISTENING:
             await connection.chunk(part)
         await connection.end_stream()
