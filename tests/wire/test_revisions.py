@@ -9,6 +9,7 @@ from typing import Any
 import anyio
 import pytest
 
+from shadowcat.pauses import Pauses
 from shadowcat.sse import SSEBlock
 from tests.support.events import Events, message
 from tests.support.proxying import INITIALIZE, Proxied, proxied, request
@@ -171,6 +172,32 @@ async def test_a_resumption_brings_its_own_stream_only(proxy: Proxied, upstream:
         async with proxy.stream("GET", **{"Last-Event-ID": mine.id}) as response:
             missed = [message(block) for block in await Events(response).rest()]
     assert [each.get("method", each.get("id")) for each in missed] == ["notifications/a2", "a"]
+
+
+async def test_the_servers_retry_is_waited_for_before_its_stream_is_taken_up(
+    proxy: Proxied, upstream: ScriptedUpstream, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    waited: list[float] = []
+
+    async def wait(pauses: Pauses, at_least: float) -> bool:
+        waited.append(at_least)
+        return True
+
+    async def script(received: Received, connection: Connection) -> None:
+        await connection.start_stream()
+        if received.method == "POST":
+            await connection.chunk(b'retry: 7000\nid: e-1\ndata: {"jsonrpc":"2.0","method":"x"}\n\n')
+            connection.cut()
+        else:
+            await connection.chunk(b"id: e-2\ndata: " + result(1, {}) + b"\n\n")
+
+    monkeypatch.setattr(Pauses, "wait", wait)
+    await proxy.begin()
+    upstream.script = script
+    with anyio.fail_after(5):
+        assert b"id: e-2\n" in (await proxy.call()).content
+    assert upstream.received[-1].header(b"last-event-id") == b"e-1"
+    assert waited == [7.0]
 
 
 async def test_nothing_is_added_to_what_the_client_accepts(
