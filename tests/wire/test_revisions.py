@@ -215,6 +215,23 @@ async def test_nothing_is_added_to_what_the_client_accepts(
     assert names == {b"host", b"content-type", b"content-length", b"mcp-session-id"}
 
 
+async def test_blanks_around_a_headers_value_are_no_part_of_it(
+    proxy: Proxied, upstream: ScriptedUpstream
+) -> None:
+    await proxy.begin(Authorization="Bearer alice")
+    sent = {
+        "Mcp_Session_Id": proxy.session_id + " \t",
+        "Authorization": "  Bearer alice  ",
+        "Mcp_Name": " a b ",
+    }
+    with anyio.fail_after(5):
+        async with raw_client(proxy.url) as (reader, writer):
+            writer.write(raw_request(proxy.url, "POST", request("ping"), **sent))
+            assert (await reader.readline()).startswith(b"HTTP/1.1 200")
+    assert upstream.received[-1].header(b"authorization") == b"Bearer alice"
+    assert upstream.received[-1].header(b"mcp-name") == b"a b"
+
+
 async def test_a_stream_that_has_begun_may_be_silent_for_as_long_as_it_likes(
     upstream: ScriptedUpstream,
 ) -> None:
