@@ -57,7 +57,7 @@ def legs() -> Iterator[Leg]:
         yield Leg(
             f"client Python / {name}", partial(_client, suite, revision), partial(_again, suite, revision)
         )
-    yield Leg("stories", _stories)
+    yield Leg("stories", partial(_stories, None), _stories)
     for server in SERVERS:
         yield Leg(f"clients / {server}", partial(_clients, server))
 
@@ -89,8 +89,9 @@ async def _again(suite: Suite, revision: str | None, scenarios: Sequence[str], p
     return await suite.client_checks(scenarios, revision, proxied=proxied)
 
 
-async def _stories(proxied: bool) -> list[Check]:
-    return [check for story in stories() for check in await story.checks(proxied=proxied)]
+async def _stories(names: Sequence[str] | None, proxied: bool) -> list[Check]:
+    chosen = [story for story in stories() if names is None or story.scenario in names]
+    return [check for story in chosen for check in await story.checks(proxied=proxied)]
 
 
 async def _clients(server: str, proxied: bool) -> list[Check]:
@@ -100,8 +101,8 @@ async def _clients(server: str, proxied: bool) -> list[Check]:
 async def compared(leg: Leg, known: Sequence[Known]) -> tuple[list[str], list[Difference]]:
     """Play the leg on both routes; return its row of the table, and the differences.
 
-    The client scenarios wait in real time, which a busy machine can make too short: those that differ, not on
-    record, are played once more, alone, and count if they still do.
+    Client scenarios and stories wait in real time, which a busy machine can make too short: those that differ,
+    not on record, are played once more, alone, and count if they still do.
     """
     begun = time.monotonic()
     direct, proxied = await leg.play(False), await leg.play(True)

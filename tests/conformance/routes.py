@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -32,10 +32,10 @@ def environment() -> dict[str, str]:
     return {**os.environ, "PYTHONPATH": os.pathsep.join([*([given] if given else []), *map(str, paths)])}
 
 
-def python_server(*what: str, port: int = 0) -> ServerProcess:
+def python_server(*what: str, port: int = 0, env: Mapping[str, str] | None = None) -> ServerProcess:
     """Start one of the Python SDK's example servers: see `upstream.py`."""
     command = [sys.executable, "-m", "tests.conformance.upstream", str(port), *what]
-    return ServerProcess(" ".join(what), command, env=environment())
+    return ServerProcess(" ".join(what), command, env={**environment(), **(env or {})})
 
 
 def node_server() -> ServerProcess:

@@ -3,9 +3,10 @@ its server."""
 
 from __future__ import annotations
 
+import re
 import sys
 import tomllib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from subprocess import STDOUT
 from typing import Any
@@ -26,13 +27,17 @@ class Story:
     path: str
     port: int
     """Where it says that it is; 0: anywhere."""
-    env: tuple[tuple[str, str], ...]
+    env: Mapping[str, str]
+
+    @property
+    def scenario(self) -> str:
+        return f"{self.name}/{self.module}"
 
     async def checks(self, *, proxied: bool) -> list[Check]:
         """Run it; its exit code is the check."""
         # Behind the proxy the server is elsewhere: the address it names is the proxy's.
         port = 0 if proxied else self.port
-        with python_server("story", self.name, self.module, port=port) as server:
+        with python_server("story", self.name, self.module, port=port, env=self.env) as server:
             if not proxied:
                 return [await self._run(server.origin + self.path)]
             async with through(server.origin + self.path, self.port) as url:
@@ -42,13 +47,15 @@ class Story:
         era = ["--legacy"] if self.era == "legacy" else []
         command = [sys.executable, "-m", f"stories.{self.name}.client", "--http", url, *era]
         with anyio.fail_after(60):
-            done = await anyio.run_process(
-                command, check=False, stderr=STDOUT, env=environment() | dict(self.env)
-            )
-        lines = done.stdout.decode().strip().splitlines()
+            done = await anyio.run_process(command, check=False, stderr=STDOUT, env=environment() | self.env)
+        lines = [line for line in done.stdout.decode().splitlines() if re.search(r"\w+(Error|Exit)\b", line)]
         passed = done.returncode == 0
         return Check(
-            f"{self.name}/{self.module}", self.era, "OK" if passed else "FAIL", passed, "".join(lines[-1:])
+            self.scenario,
+            self.era,
+            "OK" if passed else "FAIL",
+            passed,
+            "".join(lines[-1:]).strip(" |"),
         )
 
 
@@ -62,5 +69,4 @@ def stories() -> Iterator[Story]:
         eras = ("modern", "legacy") if story["era"] == "dual" else (story["era"],)
         for module in ("server", "server_lowlevel") if story["lowlevel"] else ("server",):
             for era in eras:
-                env = tuple(story["env"].items())
-                yield Story(name, module, era, story["mcp_path"], story["fixed_port"], env)
+                yield Story(name, module, era, story["mcp_path"], story["fixed_port"], story["env"])
