@@ -101,7 +101,7 @@ async def _clients(server: str, proxied: bool) -> list[Check]:
 async def compared(leg: Leg, known: Sequence[Known]) -> tuple[list[str], list[Difference]]:
     """Play the leg on both routes; return its row of the table, and the differences.
 
-    Client scenarios and stories wait in real time, which a busy machine can make too short: those that differ,
+    Client scenarios and stories wait in real time, which a busy machine makes too short: those that differ,
     not on record, are played once more, alone, and count if they still do.
     """
     begun = time.monotonic()

@@ -47,7 +47,9 @@ class Story:
         era = ["--legacy"] if self.era == "legacy" else []
         command = [sys.executable, "-m", f"stories.{self.name}.client", "--http", url, *era]
         with anyio.fail_after(60):
-            done = await anyio.run_process(command, check=False, stderr=STDOUT, env=environment() | self.env)
+            done = await anyio.run_process(
+                command, check=False, stderr=STDOUT, env=environment() | dict(self.env)
+            )
         lines = [line for line in done.stdout.decode().splitlines() if re.search(r"\w+(Error|Exit)\b", line)]
         passed = done.returncode == 0
         return Check(
