@@ -9,7 +9,7 @@ SDK_SYNCED := tests/conformance/.cache/.synced
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 
 .DEFAULT_GOAL := help
-.PHONY: help sync run test faults conformance check fmt lint types imports cov wheel bench bench-stores constraints clean
+.PHONY: help sync run test faults check fmt lint types imports cov wheel bench bench-stores constraints clean
 
 help: ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -52,6 +52,7 @@ $(SDK_SYNCED): constraints.txt $(SYNCED)
 	cd $(@D) && tar -xzf mcp-*.tar.gz
 	@touch $@
 
+.PHONY: conformance
 conformance: sync $(SUITE_SYNCED) $(SDK_SYNCED) ## the official suite, the SDKs' examples and clients: directly and through the proxy
 	$(BIN)/python -m tests.conformance
 
