@@ -4,6 +4,8 @@ BIN := .venv/bin
 N ?= 200
 SYNCED := .venv/.synced
 NODE_SYNCED := tests/real/node/node_modules/.synced
+SUITE_SYNCED := tests/conformance/node/node_modules/.synced
+SDK_SYNCED := tests/conformance/.cache/.synced
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 
 .DEFAULT_GOAL := help
@@ -37,6 +39,23 @@ test: sync ## all tests, with the branch coverage floor
 faults: sync ## run N random schedules of faults (make faults N=1000), and real clients for 30 s; `make test` runs a few
 	$(BIN)/python -m tests.faults --count $(N)
 	SURVIVING_SECONDS=30 $(BIN)/pytest tests/real/test_surviving.py
+
+$(SUITE_SYNCED): tests/conformance/node/package-lock.json $(SYNCED)
+	cd tests/conformance/node && npm ci --loglevel=error --no-audit --no-fund
+	@touch $@
+
+# The examples are in the source distribution only, of the version that is pinned.
+$(SDK_SYNCED): constraints.txt $(SYNCED)
+	rm -rf $(@D) && mkdir -p $(@D)
+	sed -n '/^mcp==/,/^    # via/p' constraints.txt > $(@D)/mcp.txt
+	$(BIN)/python -m pip download --quiet --disable-pip-version-check --no-deps --no-binary mcp \
+	  --require-hashes -r $(@D)/mcp.txt -d $(@D)
+	cd $(@D) && tar -xzf mcp-*.tar.gz
+	@touch $@
+
+.PHONY: conformance
+conformance: sync $(SUITE_SYNCED) $(SDK_SYNCED) ## the official suite, the SDKs' examples and clients: directly and through the proxy
+	$(BIN)/python -m tests.conformance
 
 check: lint types imports test wheel ## what CI runs
 
@@ -75,4 +94,4 @@ constraints: ## compile constraints.txt anew from pyproject.toml (needs uv)
 	  --no-emit-index-url --no-emit-find-links --extra dev --upgrade pyproject.toml -o constraints.txt
 
 clean: ## remove all that the other targets made
-	rm -rf .venv tests/real/node/node_modules dist .coverage* .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	rm -rf .venv tests/real/node/node_modules tests/conformance/node/node_modules tests/conformance/.cache dist .coverage* .mypy_cache .pytest_cache .ruff_cache .hypothesis
