@@ -12,11 +12,13 @@ import logging
 import math
 import time
 from collections.abc import AsyncIterator
+from contextlib import suppress
 from http import HTTPStatus
 from typing import Final, Protocol
 
 import anyio
 
+from shadowcat.begun import within
 from shadowcat.counters import Reason
 from shadowcat.errors import AmbiguousDelivery, SessionUnknown, ShadowcatError, UpstreamBroke
 from shadowcat.headers import Headers
@@ -143,8 +145,8 @@ class LiveStream:
         if self.listener is not None:
             self.listener.hand_over()
         self.listener, self._remote_until = listener, -math.inf
-        self.read_on()
-        self._scope.deadline = float("inf")
+        self._read_on()
+        self._scope.deadline = math.inf
         return True
 
     def detach(self, listener: Listener) -> None:
@@ -180,10 +182,13 @@ class LiveStream:
 
     def read_on(self) -> None:
         """Go on as if its listener had only just left."""
+        self._read_on()
+        self.wait_for_listener()
+
+    def _read_on(self) -> None:
         self._ahead_bytes = self._ahead_events = 0
         self._taken_up.set()
         self._taken_up = asyncio.Event()
-        self.wait_for_listener()
 
     def wait_for_listener(self, at_least: float = 0.0) -> None:
         """End it when nobody comes to listen."""
@@ -206,8 +211,8 @@ class LiveStream:
             self._has_ended = True
             if self._is_left_to_upstream():
                 self._goes_on_upstream = True
-            with anyio.move_on_after(_LAST_WORDS):
-                await self._conclude()
+            with suppress(TimeoutError):
+                await within(_LAST_WORDS, self._conclude())
         finally:
             self._has_ended = True
             self.over.set()
