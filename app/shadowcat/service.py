@@ -22,7 +22,7 @@ from shadowcat.signals import on_signals
 from shadowcat.streams import LiveStreams
 from shadowcat.transports import http_transport
 from shadowcat.upstream import Upstream
-from shadowcat.watch import ClientWatch
+from shadowcat.watch import Watches
 from shadowcat_stores import SessionStore, StoreError, StoreUnavailable, StoreUnusable
 
 logger = logging.getLogger("shadowcat")
@@ -52,7 +52,7 @@ class Service:
         self.counters = Counters()
         self.owners = Owners(store, settings.replica_lease)
         self.streams = LiveStreams(self.owners, store, settings)
-        self.watches: set[ClientWatch] = set()
+        self.watches = Watches()
         """Of all requests that are being answered."""
         self.recorder = Recorder(store, settings, self.counters)
         self.running = False
@@ -159,7 +159,7 @@ class Service:
         self.draining = True
         for stream in self.streams.all():
             stream.hand_on()
-        for watch in tuple(self.watches):
+        for watch in self.watches:
             if watch.harmless:
                 watch.cut()
         self._grace = asyncio.get_running_loop().call_later(self.settings.shutdown_grace, self._cut)
@@ -173,7 +173,7 @@ class Service:
             logger.warning("requests that are cut because the server stops: %d", len(self.watches))
         for stream in self.streams.all():
             stream.end()
-        for watch in tuple(self.watches):
+        for watch in self.watches:
             watch.cut()
 
     async def _comment(self) -> None:
