@@ -2,9 +2,12 @@
 PYTHON ?= python3
 BIN := .venv/bin
 N ?= 200
+JOBS ?= 2
 SYNCED := .venv/.synced
 NODE_SYNCED := tests/real/node/node_modules/.synced
 export PATH := $(CURDIR)/$(BIN):$(PATH)
+# The tests start hundreds of processes. Without bytecode each would compile the sources anew.
+unexport PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := help
 .PHONY: help sync run test faults check fmt lint types imports cov wheel bench bench-stores constraints clean
@@ -27,9 +30,10 @@ sync: $(SYNCED) $(NODE_SYNCED) ## make or update .venv and the tests' Node packa
 run: $(SYNCED) ## a sample MCP server, the proxy in front of it, and what to try next
 	$(BIN)/shadowcat demo
 
-test: sync ## all tests, with the branch coverage floor
+# In the files' order: by default those with the fewest tests, which are the longest, would be left for the end.
+test: sync ## all tests, JOBS files at a time, with the branch coverage floor
 	$(BIN)/coverage erase
-	$(BIN)/coverage run -m pytest
+	$(BIN)/coverage run -m pytest --numprocesses=$(JOBS) --dist=loadfile --no-loadscope-reorder
 	$(BIN)/coverage combine --quiet
 	$(BIN)/coverage report
 
@@ -37,7 +41,9 @@ faults: sync ## run N random schedules of faults (make faults N=1000), and real 
 	$(BIN)/python -m tests.faults --count $(N)
 	SURVIVING_SECONDS=30 $(BIN)/pytest tests/real/test_surviving.py
 
-check: lint types imports test wheel ## what CI runs
+check: sync ## what CI runs
+	$(MAKE) --jobs=$(JOBS) --output-sync lint types imports wheel
+	$(MAKE) test
 
 fmt: $(SYNCED) ## format the code and mend what the linter can mend
 	$(BIN)/ruff format .
