@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import signal
 from collections.abc import AsyncIterator
 
 import pytest
 
 from tests.support.proxying import Proxied, proxied
 from tests.support.upstream import ScriptedUpstream, scripted_upstream
+
+# Whoever is started in the background by a shell ignores Ctrl-C, and so would the commands under test.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture

@@ -9,6 +9,7 @@ from contextlib import asynccontextmanager
 import anyio
 import httpx2
 
+from tests.support.plain import plain_http
 from tests.support.proxying import ACCEPT, INITIALIZE
 from tests.support.upstream import Connection, Received, ScriptedUpstream
 
@@ -67,7 +68,7 @@ class Caller:
 async def caller(url: str, upstream: ScriptedUpstream) -> AsyncIterator[Caller]:
     """Give a client that has begun a session; what it calls from then on never ends."""
     with anyio.fail_after(30):
-        async with httpx2.AsyncClient(timeout=None, trust_env=False) as http:
+        async with plain_http(timeout=None) as http:
             upstream.script = script = NeverEnds()
             client = Caller(http, url, script)
             await client.begin()

@@ -5,7 +5,6 @@ from __future__ import annotations
 import re
 import shlex
 import signal
-import socket
 from collections.abc import AsyncIterator, Mapping
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from pathlib import Path
@@ -16,6 +15,7 @@ from mcp import Client
 from tests.commands._command import DEADLINE, Command, result_of, started
 from tests.commands._image import ROOT, Dockerfile, Image, compose
 from tests.commands._open import caller
+from tests.support.ports import free_port
 from tests.support.redis import redis_server
 from tests.support.upstream import ScriptedUpstream
 
@@ -40,18 +40,13 @@ def image(dockerfile: Dockerfile, tmp_path_factory: pytest.TempPathFactory) -> I
     return Image(dockerfile, "runtime", tmp_path_factory.mktemp("runtime"), mounted=build.workdir)
 
 
-def free_port() -> str:
-    with socket.create_server(("127.0.0.1", 0)) as probe:
-        return str(probe.getsockname()[1])
-
-
 @asynccontextmanager
 async def running(
     image: Image, dockerfile: Dockerfile, upstream: str, **env: str
 ) -> AsyncIterator[tuple[Command, str]]:
     """Run the image's CMD as it is given, but on a free port; give it and the port."""
     program, *rest = dockerfile.value("runtime", "CMD").argv
-    port = free_port()
+    port = str(free_port())
     env = {**image.environment, "SHADOWCAT_UPSTREAM": upstream, **env}
     async with started(
         str(image.bin / program), *rest, "--port", port, env=env, cwd=image.directory
@@ -172,7 +167,7 @@ async def test_compose_puts_the_proxy_in_front_of_the_sample_server(
     program, *rest = dockerfile.value("sample", "CMD").argv
     assert settings["SHADOWCAT_UPSTREAM"] == f"http://sample:{rest[-1]}/mcp"
     assert f"('127.0.0.1', {rest[-1]})" in str(services["sample"]["healthcheck"])
-    rest[-1] = free_port()
+    rest[-1] = str(free_port())
     upstream = f"http://127.0.0.1:{rest[-1]}/mcp"
     with redis_server() as valkey:
         store = settings["SHADOWCAT_STORE"].replace("valkey:6379", valkey.address)

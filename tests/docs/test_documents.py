@@ -8,7 +8,6 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-import httpx2
 import pytest
 from gunicorn.config import Config  # type: ignore[import-untyped]
 from uvicorn.main import main as uvicorn
@@ -17,6 +16,7 @@ from shadowcat import __version__, cli
 from shadowcat.settings import Deployment, parse_upstreams
 from tests.docs import tables
 from tests.docs._markdown import ROOT, Block, blocks, links
+from tests.support.plain import plain_http
 from tests.support.proxying import Proxied
 from tests.support.serving import serve
 from tests.support.upstream import ScriptedUpstream
@@ -33,7 +33,7 @@ async def test_an_app_of_the_documents_serves(block: Block, upstream: ScriptedUp
     source = block.text.replace(UPSTREAM, upstream.url)
     exec(compile(source, str(block), "exec", dont_inherit=True), names)  # noqa: S102
     sessions = set()
-    async with serve(names["app"]) as base, httpx2.AsyncClient() as client:
+    async with serve(names["app"]) as base, plain_http() as client:
         for path in block.serves:
             proxy = Proxied(None, None, base, client, path)  # type: ignore[arg-type]
             await proxy.begin()

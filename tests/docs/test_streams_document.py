@@ -14,6 +14,7 @@ import pytest
 from shadowcat import Settings
 from shadowcat.errors import AmbiguousDelivery
 from tests.docs._markdown import ROOT, blocks
+from tests.support.plain import plain_http
 from tests.support.proxying import Proxied, proxied, request
 from tests.support.upstream import Connection, Received, ScriptedUpstream, result
 
@@ -86,7 +87,7 @@ async def test_its_client_gets_every_message_once_whatever_is_cut(
             await lost.wait()
         await connection.end_stream()
 
-    async with proxied(upstream.url) as proxy, httpx2.AsyncClient(transport=transport) as client:
+    async with proxied(upstream.url) as proxy, plain_http(transport=transport) as client:
         await proxy.begin()
         upstream.script = script
         client.headers.update(headers(proxy))
@@ -99,7 +100,7 @@ async def test_its_client_gets_every_message_once_whatever_is_cut(
 
 
 async def test_its_client_takes_a_plain_answer(upstream: ScriptedUpstream) -> None:
-    async with proxied(upstream.url) as proxy, httpx2.AsyncClient(timeout=10) as client:
+    async with proxied(upstream.url) as proxy, plain_http() as client:
         await proxy.begin()
         client.headers.update(headers(proxy))
         (answer,) = [message async for message in shown()(client, proxy.url, CALL)]

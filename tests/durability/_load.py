@@ -21,20 +21,45 @@ _numbers = count(1)
 """Of all calls in this process: no two have the same id."""
 
 
+class Traffic:
+    """A clock that goes while messages pass.
+
+    Where none passes for longer than `_STILL` seconds, the machine does something else, or all of it hangs.
+    How long that lasts says nothing of the proxy, which cannot write meanwhile either.
+    """
+
+    _STILL = 0.02
+
+    def __init__(self) -> None:
+        self._now = 0.0
+        self._passed_at = time.monotonic()
+
+    def now(self) -> float:
+        """Return the seconds so far. A message passes."""
+        at = time.monotonic()
+        self._now += min(at - self._passed_at, self._STILL)
+        self._passed_at = at
+        return self._now
+
+
+_traffic = Traffic()
+
+
 class Moments:
     """Counts what happens, and acts when the chosen moment has come: as random as its number."""
 
     def __init__(self, chosen: int, act: Callable[[], None]) -> None:
         self.struck_at = 0.0
-        """When it was (`time.monotonic`); 0 before."""
+        """When it was, on the traffic's clock; 0 before."""
         self._left = chosen
         self._act = act
 
     def pass_(self) -> None:
         """Count one."""
+        now = _traffic.now()
         self._left -= 1
         if self._left == 0:
-            self.struck_at = time.monotonic()
+            self.struck_at = now
             self._act()
 
 
@@ -88,7 +113,7 @@ class Item:
     direction: Direction
     raw: bytes
     received_at: float | None = None
-    """When the client had it whole (`time.monotonic`). Before that nobody was promised anything."""
+    """When the client had it whole, on the traffic's clock. Before that nobody was promised anything."""
 
 
 @dataclass
@@ -111,7 +136,7 @@ class Conversation:
             self.session_id = response.headers["mcp-session-id"]
             self._pass()
             assert await response.aread() == answer.raw
-        answer.received_at = time.monotonic()
+        answer.received_at = _traffic.now()
         self._pass()
 
     async def call(self, url: str, events: int = 0) -> None:
@@ -143,7 +168,7 @@ class Conversation:
         assert rest == b""
 
     def _note(self, item: Item) -> None:
-        item.received_at = time.monotonic()
+        item.received_at = _traffic.now()
         self._pass()
 
     def _pass(self) -> None:

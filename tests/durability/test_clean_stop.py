@@ -14,9 +14,10 @@ import pytest
 
 from shadowcat_stores import store_from_url
 from tests.durability._load import Conversation, Moments, NumberedServer, answers
+from tests.support.plain import plain_http
 from tests.support.proxying import ACCEPT, request
 from tests.support.redis import RedisServer
-from tests.support.serve_command import DEADLINE, plain_http, serve_command
+from tests.support.serve_command import DEADLINE, serve_command
 from tests.support.upstream import Connection, Received, ScriptedUpstream
 
 _NEVER = 3600.0

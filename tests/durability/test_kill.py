@@ -14,7 +14,8 @@ import pytest
 
 from shadowcat_stores import Frame, store_from_url
 from tests.durability._load import Conversation, Moments, NumberedServer
-from tests.support.serve_command import DEADLINE, Served, plain_http, serve_command
+from tests.support.plain import plain_http
+from tests.support.serve_command import DEADLINE, Served, serve_command
 from tests.support.upstream import ScriptedUpstream
 
 _CLIENTS = 6

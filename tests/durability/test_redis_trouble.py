@@ -17,9 +17,10 @@ import pytest
 from shadowcat_stores import store_from_url
 from tests.durability._load import Conversation, NumberedServer, answers
 from tests.durability._trouble import SLACK, STORE_TIMEOUT, Patient
+from tests.support.plain import plain_http
 from tests.support.proxying import ACCEPT, request
 from tests.support.redis import RedisServer
-from tests.support.serve_command import DEADLINE, plain_http, serve_command
+from tests.support.serve_command import DEADLINE, serve_command
 from tests.support.upstream import Connection, Received, ScriptedUpstream
 
 

@@ -15,8 +15,9 @@ import pytest
 
 from shadowcat_stores import SessionStore, store_from_url
 from tests.durability._load import Conversation, NumberedServer
+from tests.support.plain import plain_http
 from tests.support.proxying import ACCEPT
-from tests.support.serve_command import DEADLINE, Served, plain_http, serve_command
+from tests.support.serve_command import DEADLINE, Served, serve_command
 from tests.support.splitter import Splitter, splitter
 from tests.support.upstream import ScriptedUpstream
 

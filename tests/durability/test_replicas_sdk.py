@@ -13,7 +13,8 @@ import pytest
 from shadowcat_stores import GET_STREAM, SessionStore, store_from_url
 from tests.real._client import Asked, Wire, open_client, text_of
 from tests.real._process import PythonServer
-from tests.support.serve_command import DEADLINE, plain_http, serve_command
+from tests.support.plain import plain_http
+from tests.support.serve_command import DEADLINE, serve_command
 from tests.support.splitter import Splitter, splitter
 
 

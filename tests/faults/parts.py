@@ -15,7 +15,8 @@ import anyio.to_thread
 
 from tests.faults.ledger import Ledger
 from tests.faults.schedule import Schedule
-from tests.support.redis import RedisServer, free_port, redis_server
+from tests.support.ports import free_port
+from tests.support.redis import RedisServer, redis_server
 from tests.support.serve_command import Served, serve_command
 
 _STORE_TIMEOUT = 0.5

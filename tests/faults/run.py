@@ -19,7 +19,8 @@ from tests.faults.ledger import Heard, Ledger
 from tests.faults.parts import Replicas, Store, replicas_of, store_of
 from tests.faults.schedule import HELD, Fault, Promise, Schedule
 from tests.faults.upstream import NumberingUpstream, numbering_upstream
-from tests.support.serve_command import Served, plain_http
+from tests.support.plain import plain_http
+from tests.support.serve_command import Served
 
 DEADLINE = 60.0
 """Seconds that a run may take. Only one that fails ever gets there."""

@@ -13,7 +13,7 @@ from typing import Any
 from tests.faults.ledger import Heard, Ledger
 from tests.faults.log import Log, event_id
 from tests.faults.schedule import Schedule
-from tests.support.redis import free_port
+from tests.support.ports import free_port
 from tests.support.upstream import INITIALIZE_RESULT, Connection, Received, ScriptedUpstream, result
 
 _JSON = ("Content-Type", "application/json")

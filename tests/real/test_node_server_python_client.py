@@ -8,8 +8,9 @@ import anyio
 import pytest
 
 from tests.real._client import Action, Asked, Wire, text_of
-from tests.real._process import ServerProcess, plain_http
+from tests.real._process import ServerProcess
 from tests.real.conftest import Connect, Route
+from tests.support.plain import plain_http
 
 REVISIONS = ["2025-03-26", "2025-06-18", "2025-11-25"]
 NEWEST = REVISIONS[-1]

@@ -9,8 +9,9 @@ import pytest
 from mcp import MCPError
 
 from tests.real._client import Action, Asked, Wire, text_of
-from tests.real._process import PythonServer, plain_http
+from tests.real._process import PythonServer
 from tests.real.conftest import Connect, Route
+from tests.support.plain import plain_http
 
 REVISIONS = ["2025-03-26", "2025-06-18", "2025-11-25"]
 NEWEST = REVISIONS[-1]

@@ -15,7 +15,8 @@ from redis.asyncio import Redis, RedisCluster, Sentinel
 
 from shadowcat_stores import StoreLimits, StoreUnavailable, store_from_url
 from shadowcat_stores.redis import RedisStore
-from tests.support.redis import RedisServer, free_port, redis_server, relay
+from tests.support.ports import free_port
+from tests.support.redis import RedisServer, redis_server, relay
 from tests.support.tls import server_context
 
 SCHEMES = ["redis", "rediss", "valkey", "valkeys"]

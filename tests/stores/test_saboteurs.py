@@ -22,6 +22,7 @@ class Case(SessionStoreContract):
     """The contract of a class of stores, run without pytest: it would take longer to start than the tests."""
 
     patience: ClassVar[float] = 0.5
+    examples: ClassVar[int] = 5
 
     def __init__(self, store_class: type[MemoryStore]) -> None:
         self.store_class = store_class

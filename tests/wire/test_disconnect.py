@@ -6,12 +6,12 @@ import asyncio
 from collections.abc import AsyncIterator
 
 import anyio
-import httpx2
 import pytest
 
 from shadowcat import Settings, create_app, lifespan_of
 from shadowcat.connection import ClientConnection
 from shadowcat_stores import MemoryStore
+from tests.support.plain import plain_http
 from tests.support.proxying import Proxied, proxied, request
 from tests.support.raw import raw_client, raw_request
 from tests.support.serving import serve
@@ -82,7 +82,7 @@ async def test_the_upstream_is_closed_when_the_client_leaves(
 
 async def test_a_client_that_sends_several_at_once_and_leaves_is_noticed(upstream: ScriptedUpstream) -> None:
     app = create_app(MemoryStore(), upstream=upstream.url, settings=Settings(adopt_seconds=0))
-    async with serve(app, http=ClientConnection) as base, httpx2.AsyncClient() as client:
+    async with serve(app, http=ClientConnection) as base, plain_http() as client:
         proxy = Proxied(app.state.shadowcat, app.state.shadowcat.store, base, client)
         await proxy.begin()
         upstream.script = held = Held(b"data: x\n\n")

@@ -181,7 +181,7 @@ async def test_a_slow_upstream_is_reported_as_ambiguous(upstream: ScriptedUpstre
     async def never(received: Received, connection: Connection) -> None:
         await connection.peer_left()
 
-    async with proxied(upstream.url, response_timeout=0.1) as proxy:
+    async with proxied(upstream.url, response_timeout=0.5) as proxy:
         await proxy.begin()
         upstream.script = never
         response = await proxy.call(request_id=6)
@@ -254,7 +254,7 @@ async def test_too_many_upstream_connections(upstream: ScriptedUpstream) -> None
         await connection.start_stream()
         await connection.peer_left()
 
-    async with proxied(upstream.url, max_connections=1, connect_timeout=0.1) as proxy:
+    async with proxied(upstream.url, max_connections=1, connect_timeout=0.5) as proxy:
         await proxy.begin()
         upstream.script = hold
         async with proxy.stream("POST", request("tools/call", 1)):

@@ -17,6 +17,7 @@ from starlette.routing import Mount
 from shadowcat import Settings, create_app, lifespan_of
 from shadowcat_stores import MemoryStore
 from tests.support.events import Events, message
+from tests.support.plain import plain_http
 from tests.support.proxying import INITIALIZE, Proxied, request
 from tests.support.serving import serve
 from tests.support.upstream import Connection, Received, ScriptedUpstream
@@ -40,7 +41,7 @@ class WatchedStore(MemoryStore):
 
 async def use(base: str, path: str, app: Any) -> Proxied:
     """Use the proxy at this address as a client does."""
-    async with httpx2.AsyncClient() as client:
+    async with plain_http() as client:
         proxy = Proxied(app.state.shadowcat, app.state.shadowcat.store, base, client, path)
         await proxy.begin()
         assert (await proxy.call()).status_code == 200
@@ -85,7 +86,7 @@ async def test_mounted_under_a_prefix(upstream: ScriptedUpstream, framework: Any
     async with serve(host) as base:
         await use(base, "/gateway/mcp", proxy)
         await use(base, "/gateway/named/mcp", proxy)
-        async with httpx2.AsyncClient() as client:
+        async with plain_http() as client:
             for path in ("healthz", "readyz", "metrics"):
                 assert (await client.get(f"{base}/gateway/{path}")).status_code == 200
             assert (await client.get(f"{base}/healthz")).status_code == 404
@@ -103,7 +104,7 @@ async def test_two_proxies_in_one_host(upstream: ScriptedUpstream) -> None:
     async with serve(host) as base:
         used = await use(base, "/one/mcp", one)
         await use(base, "/two/mcp", two)
-        async with httpx2.AsyncClient() as client:
+        async with plain_http() as client:
             elsewhere = Proxied(two.state.shadowcat, used.store, base, client, "/two/mcp", used.session_id)
             assert (await elsewhere.call()).status_code == 404
 
@@ -111,7 +112,7 @@ async def test_two_proxies_in_one_host(upstream: ScriptedUpstream) -> None:
 async def test_a_host_that_forgot_the_lifespan_is_told_the_line(upstream: ScriptedUpstream) -> None:
     proxy = create_app(MemoryStore(), upstream=upstream.url)
     host = Starlette(routes=[Mount("/gateway", proxy)])
-    async with serve(host) as base, httpx2.AsyncClient() as client:
+    async with serve(host) as base, plain_http() as client:
         response = await client.post(base + "/gateway/mcp", json=INITIALIZE)
         assert response.status_code == 500
         assert "async with shadowcat.lifespan_of(proxy): yield" in response.json()["error"]["message"]
@@ -176,7 +177,7 @@ async def test_readiness_and_metrics(upstream: ScriptedUpstream) -> None:
             raise StoreUnavailable("it is gone")
 
     app = create_app(Broken(), upstream=upstream.url)
-    async with serve(app) as base, httpx2.AsyncClient() as client:
+    async with serve(app) as base, plain_http() as client:
         response = await client.get(base + "/readyz")
         assert response.status_code == 503
         assert response.headers["retry-after"] == "2"
@@ -197,7 +198,7 @@ async def test_draining_does_not_wait_for_a_get_that_has_no_answer_yet(upstream:
         await connection.peer_left()
 
     app = create_app(MemoryStore(), upstream=upstream.url)
-    async with serve(app) as base, httpx2.AsyncClient(timeout=5) as client:
+    async with serve(app) as base, plain_http() as client:
         proxy = Proxied(app.state.shadowcat, app.state.shadowcat.store, base, client)
         await proxy.begin()
         upstream.script = silent
@@ -221,7 +222,7 @@ async def test_draining_ends_the_streams_that_answer_no_request(upstream: Script
         await connection.peer_left()
 
     app = create_app(MemoryStore(), upstream=upstream.url)
-    async with serve(app) as base, httpx2.AsyncClient(timeout=5) as client:
+    async with serve(app) as base, plain_http() as client:
         proxy = Proxied(app.state.shadowcat, app.state.shadowcat.store, base, client)
         await proxy.begin()
         upstream.script = hold
@@ -263,7 +264,7 @@ async def test_a_host_that_cancels_the_app_when_the_client_leaves_ends_its_strea
 
             await proxy(scope, watched, send)
 
-    async with serve(impatient) as base, httpx2.AsyncClient(timeout=10) as client:
+    async with serve(impatient) as base, plain_http() as client:
         used = Proxied(proxy.state.shadowcat, proxy.state.shadowcat.store, base, client)
         await used.begin()
         upstream.script = script

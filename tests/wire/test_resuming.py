@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import anyio
-import httpx2
 import pytest
 
 from shadowcat.sse import SSEBlock
 from tests.support.events import Events, message
+from tests.support.plain import plain_http
 from tests.support.proxying import Proxied, proxied, request
 from tests.support.told import POST, Told, calling, cancelled, detached, numbers, progress, recorded, resuming
 from tests.support.upstream import Connection, Received, ScriptedUpstream, result
@@ -335,7 +335,7 @@ async def test_it_survives_a_restart_of_the_upstream(proxy: Proxied, told: Told)
 async def test_a_storm_opens_one(proxy: Proxied, told: Told, upstream: ScriptedUpstream) -> None:
     told.resume = []
     with anyio.fail_after(10):
-        async with anyio.create_task_group() as tasks, httpx2.AsyncClient(timeout=10) as client:
+        async with anyio.create_task_group() as tasks, plain_http() as client:
             storm = Proxied(proxy.service, proxy.store, proxy.base, client, session_id=proxy.session_id)
             ended: list[int] = []
 

@@ -54,6 +54,8 @@ class ContractBase:
     pytestmark = pytest.mark.anyio
     patience: ClassVar[float] = 5.0
     """Seconds of real time that an async test may take before it has failed. No test waits for them."""
+    examples: ClassVar[int] = 50
+    """How many records, frames or ids each test of clause 3 that makes them up tries."""
 
     async def make_store(self, clock: FakeClock, limits: StoreLimits) -> SessionStore:
         """Return a store of yours that is not open yet, with this clock and these limits. Override it."""

@@ -176,7 +176,7 @@ class WholeClause(ContractBase):
                     await check(store, *example)
 
         # A function of its own for each call: Hypothesis refuses one that several test classes inherit.
-        @settings(max_examples=50, deadline=None, database=None)
+        @settings(max_examples=self.examples, deadline=None, database=None)
         @given(st.tuples(*values))
         def examples(example: tuple[Any, ...]) -> None:
             anyio.run(once, *example)
