@@ -247,7 +247,6 @@ class Connection(asyncio.Protocol):
             and self._sent
             and not self._transport.get_write_buffer_size()
             and not (self._chunked and self._length_given)
-            and exchange.method != "HEAD"  # the parser waits for its body
             and not (exchange.status == 204 and (self._chunked or self._length_given))
             and self._reusable
         )
