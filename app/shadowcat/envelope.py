@@ -134,7 +134,7 @@ def _storable(message_id: JsonRpcId) -> JsonRpcId:
 
 def _encodable(text: str) -> str:
     """Return the text with lone surrogates escaped: no store and no answer of ours could carry them."""
-    return text.encode("utf-8", "backslashreplace").decode()
+    return text if text.isascii() else text.encode("utf-8", "backslashreplace").decode()
 
 
 def _second_opinion(raw: bytes) -> _Outside:

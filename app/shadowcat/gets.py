@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Coroutine
+from functools import partial
 from http import HTTPStatus
 from typing import Final, Generic, TypeVar
 
@@ -18,12 +19,13 @@ from shadowcat.live import LiveStream, Reopen
 from shadowcat.live_responses import ResumedResponse
 from shadowcat.protocol import is_polled
 from shadowcat.recorder import Recorder
-from shadowcat.replay import Cursor, find_cursor, is_minted, new_name, was_begun_anew
+from shadowcat.replay import Cursor, find_cursor, was_begun_anew
 from shadowcat.settings import Settings
+from shadowcat.stream_names import answer_name, get_name, read_minted
 from shadowcat.streams import LiveStreams
 from shadowcat.tap import EventTap
 from shadowcat.upstream import Media, UpstreamResponse
-from shadowcat_stores import GET_STREAM, Session, SessionStore
+from shadowcat_stores import GET_STREAM, Session, SessionStore, StoreError
 
 Result = TypeVar("Result")
 
@@ -43,6 +45,10 @@ class Refusal:
 
 Opened = LiveStream | Refusal | UpstreamResponse | None
 """A session's GET stream, what the upstream answered instead, or `None` where another replica reads it."""
+Answer = ResumedResponse | Refusal | UpstreamResponse
+"""A stream for the client, or what the upstream answered instead."""
+Head = Callable[[Headers], Headers]
+"""Returns the headers of a stream's response; given those of the upstream's response, where it has one."""
 
 
 class Gets:
@@ -58,14 +64,13 @@ class Gets:
         self._opening: dict[str, _Shared[Opened]] = {}
         self._refused: dict[str, Refusal] = {}
 
-    async def resume(
-        self, session: Session, event_id: str, headers: Headers, reopen: Reopen
-    ) -> ResumedResponse | None:
-        """Return the stream from after this event on; `None` where the session's tape does not know it.
+    async def resume(self, session: Session, event_id: str, head: Head, reopen: Reopen) -> Answer:
+        """Return the stream from after this event on.
 
         Raises:
-            EventUnknown: nor can the upstream know it.
+            EventUnknown: the session's tape does not know the event, nor can the upstream.
             StoreError: as the store does.
+            UpstreamError: the upstream cannot be asked.
         """
         await self._recorder.flush()
         cursor = await find_cursor(self._store, session.id, event_id)
@@ -73,13 +78,25 @@ class Gets:
             # Another replica may have sent the event a moment ago, and not have recorded it yet.
             await anyio.sleep(self._settings.record_window + _UNDER_WAY)
             cursor = await find_cursor(self._store, session.id, event_id)
-        if cursor is None and is_minted(event_id):
+        if cursor is not None:
+            return self._resumed(session, cursor, head([]), reopen)
+        if read_minted(event_id) is not None:
             raise EventUnknown
-        return None if cursor is None else self._resumed(session, cursor, headers, reopen)
+        return await self._ask_for(session, event_id, head, reopen)
 
-    async def open(
-        self, session: Session, headers: Headers, reopen: Reopen
-    ) -> ResumedResponse | Refusal | UpstreamResponse:
+    async def _ask_for(self, session: Session, event_id: str, head: Head, reopen: Reopen) -> Answer:
+        """Return what the upstream has after an event that the tape has lost or dropped.
+
+        Which stream that is the upstream alone knows, so here it is one by itself, up to the next answer.
+        """
+        cursor = Cursor(answer_name([]))
+        response = await reopen(cursor.stream, event_id, "forward")
+        if not _is_stream(response):
+            return response
+        self._streams.claim(self._take_over(session, cursor, reopen, event_id, 0, response))
+        return self._resumed(session, cursor, head(response.headers), reopen)
+
+    async def open(self, session: Session, head: Head, reopen: Reopen) -> Answer:
         """Return the session's GET stream from where its last listener left it, or what there is instead.
 
         Raises:
@@ -90,8 +107,7 @@ class Gets:
         if live is None:
             live = await self._open(session, reopen)
         if live is None:
-            cursor = await self._newest(session.id)
-            return self._resumed(session, cursor, headers, reopen)
+            return self._resumed(session, await self._newest(session.id), head([]), reopen)
         if not isinstance(live, LiveStream):
             return live
         place = None
@@ -100,7 +116,7 @@ class Gets:
             if live.left_at is not None:
                 await self._recorder.flush()
                 place = await find_cursor(self._store, session.id, live.left_at) or place
-        return self._resumed(session, place, headers, reopen)
+        return self._resumed(session, place, head(live.take_headers()), reopen)
 
     def forget(self, session_id: str) -> None:
         """Forget what is known of a session that has ended."""
@@ -112,7 +128,7 @@ class Gets:
         async def go_on(cursor: Cursor) -> bool:
             if cursor.stream != GET_STREAM:
                 return await self._take_up(session, cursor, reopen)
-            opened = await self._open(session, reopen, cursor)
+            opened = await self._open(session, reopen, await self._upstream_id(session, cursor))
             if isinstance(opened, UpstreamResponse):
                 await opened.aclose()
             return opened is None or isinstance(opened, LiveStream)
@@ -121,51 +137,76 @@ class Gets:
 
     async def _take_up(self, session: Session, cursor: Cursor, reopen: Reopen) -> bool:
         """Read a stream on that nobody reads."""
-        token = await self._streams.owners.claim(session.id, cursor.stream)
+        after = await self._upstream_id(session, cursor)
+        token = await self._claim(session.id, cursor.stream)
         if token is not None and self._streams.find(session.id, cursor.stream) is None:
-            limit = self._settings.max_message_bytes
-            after = await self._upstream_id(session, cursor)
-            tap = EventTap(cursor.stream, limit, cursor.unanswered, cursor.position, after)
-            live = LiveStream(
-                session.id,
-                cursor.stream,
-                tap,
-                reopen,
-                self._recorder,
-                self._settings,
-                polled=is_polled(session.protocol_version),
-                again=True,
-            )
-            live.token = token
-            self._streams.start(live)
+            self._take_over(session, cursor, reopen, after, token)
         return True
+
+    async def _claim(self, session_id: str, name: str) -> int | None:
+        """Claim the stream. A claim that was taken and is not known would last as long as this replica."""
+        token: int | None = None
+        try:
+            with anyio.CancelScope(shield=True):
+                token = await self._streams.owners.claim(session_id, name)
+        except StoreError:
+            self._streams.disclaim(session_id, name)
+            raise
+        return token
+
+    def _take_over(
+        self,
+        session: Session,
+        cursor: Cursor,
+        reopen: Reopen,
+        after: str | None,
+        token: int,
+        response: UpstreamResponse | None = None,
+    ) -> LiveStream:
+        """Read a stream from here on, as the owner of the claim that has this token."""
+        tap = EventTap(
+            cursor.stream, self._settings.max_message_bytes, cursor.unanswered, cursor.position, after
+        )
+        live = LiveStream(
+            session.id,
+            cursor.stream,
+            tap,
+            reopen,
+            self._recorder,
+            self._settings,
+            polled=is_polled(session.protocol_version),
+            again=True,
+        )
+        live.token = token
+        self._streams.start(live, response)
+        return live
 
     async def _upstream_id(self, session: Session, cursor: Cursor) -> str | None:
         """Return the id with which the upstream takes the stream up; `None` where it knows none of it."""
         event_id = cursor.upstream_id
-        if event_id is None or is_minted(event_id):
+        if event_id is None or read_minted(event_id) is not None:
             return None
         return None if await was_begun_anew(self._store, session.id, cursor.begun) else event_id
 
     # -- the GET stream itself ------------------------------------------------------------------------------
 
-    async def _open(self, session: Session, reopen: Reopen, cursor: Cursor | None = None) -> Opened:
+    async def _open(self, session: Session, reopen: Reopen, after: str | None = None) -> Opened:
         """Open it upstream, once for all who ask meanwhile."""
         while True:
             opening = self._opening.get(session.id)
             if opening is None:
-                after = None if cursor is None else await self._upstream_id(session, cursor)
-                opening = _Shared(
-                    self._ask(session, reopen, after), lambda: self._opening.pop(session.id, None)
-                )
+                forget = partial(self._opening.pop, session.id, None)
+                opening = _Shared(self._ask(session, reopen, after), forget)
                 self._opening[session.id] = opening
             opened = await opening.result()
+            if opening.was_given_up:
+                continue
             # A body can be read by one of them only; the others ask for themselves.
             if not isinstance(opened, UpstreamResponse) or opening.is_first():
                 return opened
 
     async def _ask(self, session: Session, reopen: Reopen, after: str | None) -> Opened:
-        token = await self._streams.owners.claim(session.id, GET_STREAM)
+        token = await self._claim(session.id, GET_STREAM)
         if token is None:
             return None
         live: Opened = None
@@ -184,11 +225,12 @@ class Gets:
         response = await reopen(GET_STREAM, after, "forward" if after is None else "recover")
         if response.status == HTTPStatus.METHOD_NOT_ALLOWED:
             return await self._refuse(session.id, response)
-        if response.status != HTTPStatus.OK or response.media is not Media.SSE or response.content_encoding:
+        if not _is_stream(response):
             return response
-        tap = EventTap(new_name("get"), self._settings.max_message_bytes, explicit=True)
+        tap = EventTap(get_name(), self._settings.max_message_bytes, explicit=True)
         live = LiveStream(session.id, GET_STREAM, tap, reopen, self._recorder, self._settings)
         live.begun = begun
+        live.headers = response.headers
         self._streams.start(live, response)
         return live
 
@@ -209,26 +251,42 @@ class Gets:
         return refusal
 
 
+def _is_stream(response: UpstreamResponse) -> bool:
+    is_plain = not response.content_encoding
+    return is_plain and response.status == HTTPStatus.OK and response.media is Media.SSE
+
+
 class _Shared(Generic[Result]):
     """Work that is done once for all who wait for it; given up when nobody does any more."""
 
     def __init__(self, work: Coroutine[None, None, Result], done: Callable[[], object]) -> None:
         self._waiting = 0
         self._is_taken = False
-        self._task = asyncio.get_running_loop().create_task(work)
+        self._scope = anyio.CancelScope()  # a task that is cancelled heeds no shield
+        self._task = asyncio.get_running_loop().create_task(self._run(work))
         self._task.add_done_callback(lambda _: done())
+
+    async def _run(self, work: Coroutine[None, None, Result]) -> Result | None:
+        with self._scope:
+            return await work
+        return None
+
+    @property
+    def was_given_up(self) -> bool:
+        """Whether it has no result: who came last has left before its end."""
+        return self._scope.cancelled_caught
 
     def is_first(self) -> bool:
         """Return whether nobody has asked this before."""
         taken, self._is_taken = self._is_taken, True
         return not taken
 
-    async def result(self) -> Result:
-        """Return what it gives, or raise what it raises."""
+    async def result(self) -> Result | None:
+        """Return what it gives, or raise what it raises; return when it was given up."""
         self._waiting += 1
         try:
             return await asyncio.shield(self._task)
         finally:
             self._waiting -= 1
             if not self._waiting:
-                self._task.cancel()
+                self._scope.cancel()

@@ -38,7 +38,7 @@ class Credentials:
     @classmethod
     def of(cls, headers: Headers, names: frozenset[bytes]) -> Self:
         """Return the credentials among the headers."""
-        return cls(tuple(pair for pair in headers if pair[0] in names))
+        return cls(tuple([pair for pair in headers if pair[0] in names]))
 
     def __bool__(self) -> bool:
         return bool(self.values)

@@ -15,7 +15,7 @@ from shadowcat.counters import Counters, Reason
 from shadowcat.envelope import cancelled_id, read_envelopes
 from shadowcat.errors import StoreDown
 from shadowcat.gets import Gets
-from shadowcat.headers import Headers
+from shadowcat.headers import Headers, end_to_end
 from shadowcat.inbound import ClientRequest
 from shadowcat.live import LiveStream, Reopen
 from shadowcat.live_responses import LiveResponse, StreamResponse
@@ -24,15 +24,15 @@ from shadowcat.readers import Reader, reader_for
 from shadowcat.recorder import Recorder
 from shadowcat.recovery import Recovery
 from shadowcat.relay import Relay
-from shadowcat.replay import new_name
 from shadowcat.responses import RelayResponse
 from shadowcat.restore import REFUSALS, Restorer
 from shadowcat.sessions import SessionManager, is_initialize
 from shadowcat.settings import Settings
 from shadowcat.sse import CONTENT_TYPE
 from shadowcat.standing import remember, sets_standing_state
+from shadowcat.stream_names import answer_name, minted
 from shadowcat.streams import LiveStreams
-from shadowcat.tap import EventTap, minted
+from shadowcat.tap import EventTap
 from shadowcat.upstream import Media, Upstream, UpstreamResponse
 from shadowcat.watch import ClientWatch
 from shadowcat_stores import GET_STREAM, JsonRpcId, Session, StoreError
@@ -44,6 +44,7 @@ _STREAM_HEADERS: Final = (
     (b"cache-control", b"no-cache, no-transform"),
     (b"x-accel-buffering", b"no"),
 )
+_LEFT_OUT: Final = frozenset({b"content-length", protocol.SESSION_ID, *dict(_STREAM_HEADERS)})
 
 
 class Proxy:
@@ -66,7 +67,7 @@ class Proxy:
         self._gets = gets
         self._settings = settings
         self._counters = counters
-        self.restorer = Restorer(upstream, sessions, recorder, settings, counters)
+        self.restorer = Restorer(upstream, sessions, streams.owners, recorder, settings, counters)
         self.restorer.tell = self._tell
 
     async def forward(self, request: ClientRequest, watch: ClientWatch) -> RelayResponse:
@@ -79,13 +80,15 @@ class Proxy:
         if request.method == "POST":
             request.messages = read_envelopes(request.body)
         session = await self.sessions.resolve(request)
-        stream = new_name("s")
+        stream = None
         if session is not None and self._recorder.enabled:
-            if request.method == "GET" and (answer := await self._get(request, session)) is not None:
-                return answer
+            if request.method == "GET":
+                return await self._get(request, session)
             # In revisions with sessions a client that is lost has cancelled nothing.
             watch.patience = self._settings.adopt_seconds if request.method == "POST" else 0.0
-            self._recorder.client_sent(session.id, request.messages, stream if _asked(request) else None)
+            asked = _asked(request)
+            stream = answer_name(asked)
+            self._recorder.client_sent(session.id, request.messages, stream if asked else None)
             await self._recorder.settle()
         response = await self.upstream.open(prepare_request(request, session, self.upstream))
         if session is not None and response.status in REFUSALS:
@@ -93,13 +96,15 @@ class Proxy:
         try:
             relay = Relay(response, self._reader(session, request, response))
             if session is not None:
-                # The upstream has processed it: that its client has left by now must not undo our part.
-                with anyio.CancelScope(shield=True):
-                    await self._settle(session, request, response)
+                if response.media is Media.OTHER or self.sessions.has_news(session, request, response):
+                    # The upstream has processed it: that its client has left by now must not undo our part.
+                    with anyio.CancelScope(shield=True):
+                        await self._settle(session, request, response)
                 if sets_standing_state(request):
                     limit = self._settings.max_message_bytes
                     await remember(self.sessions, session, request, response, limit)
             elif is_initialize(request) and not protocol.is_stateless(request.protocol_version):
+                stream = answer_name(_asked(request))
                 session = await self._begin(request, response, relay, stream)
             return self._respond(request, session, response, relay, stream)
         except BaseException:
@@ -119,8 +124,7 @@ class Proxy:
             self._streams.drop(session.id)
         for message in request.messages:
             if message.method == "notifications/cancelled":
-                for stream in self._streams.of(session.id):
-                    stream.cancel(cancelled_id(message.raw))
+                self._streams.cancel(session.id, cancelled_id(message.raw))
 
     async def _unless_forgotten(
         self, session: Session, request: ClientRequest, response: UpstreamResponse
@@ -135,9 +139,8 @@ class Proxy:
         again = prepare_request(request, restored, self.upstream)
         return restored, await self.upstream.open(replace(again, reason="recover"))
 
-    async def _get(self, request: ClientRequest, session: Session) -> RelayResponse | None:
-        """Return the session's GET stream, or the stream that the client comes back for; `None` where it is
-        the upstream's to know which one that is."""
+    async def _get(self, request: ClientRequest, session: Session) -> RelayResponse:
+        """Return the session's GET stream, or the stream that the client comes back for."""
         if not self.sessions.has_accepted(session, request):
             # Nothing is shown to a credential that the upstream has not seen.
             recovery = Recovery(self.upstream, request, self._settings.max_message_bytes)
@@ -146,16 +149,23 @@ class Proxy:
                 return self._respond(request, session, vouched, Relay(vouched, None), None)
             await self.sessions.settle(session, request, vouched)
         reopen = self._reopening(request, session)
-        headers = [*_STREAM_HEADERS, (protocol.SESSION_ID, session.id.encode("latin-1"))]
+
+        def head(came: Headers) -> Headers:
+            headers = [pair for pair in end_to_end(came) if pair[0] not in _LEFT_OUT]
+            return [*headers, *_STREAM_HEADERS, (protocol.SESSION_ID, session.id.encode("latin-1"))]
+
         try:
             if request.last_event_id:
-                return await self._gets.resume(session, request.last_event_id, headers, reopen)
-            found = await self._gets.open(session, headers, reopen)
+                found = await self._gets.resume(session, request.last_event_id, head, reopen)
+            else:
+                found = await self._gets.open(session, head, reopen)
         except StoreError as exc:
             raise StoreDown(f"The session store does not answer: {exc}") from exc
         if isinstance(found, LiveResponse):
             return found
         if isinstance(found, UpstreamResponse):
+            if request.last_event_id and found.status in REFUSALS:
+                session, found = await self._unless_forgotten(session, request, found)
             return self._respond(request, session, found, Relay(found, None), None)
         headers = response_headers(found.headers, session, self._settings)
         return RelayResponse(found.status, headers, _once(found.body), _nothing)

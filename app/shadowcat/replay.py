@@ -2,29 +2,14 @@
 
 from __future__ import annotations
 
-import re
-import secrets
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import groupby
-from typing import Final
 
 from shadowcat.protocol import MARK
 from shadowcat.sse import write_event
-from shadowcat.tap import minted
+from shadowcat.stream_names import asked_by, minted, read_minted
 from shadowcat_stores import GET_STREAM, Frame, JsonRpcId, SessionStore
-
-_MINTED: Final = re.compile(r"(s\.[\w-]{8}|get\.[\w-]{8})-(\d{1,9})", re.ASCII)
-
-
-def new_name(kind: str) -> str:
-    """Return a name for ids, of the stream that answers a request (`s`) or of a GET stream (`get`)."""
-    return f"{kind}.{secrets.token_urlsafe(6)}"
-
-
-def is_minted(event_id: str) -> bool:
-    """Return whether the id is of the form of those that are made here."""
-    return _MINTED.fullmatch(event_id) is not None
 
 
 @dataclass(slots=True)
@@ -50,12 +35,12 @@ class Cursor:
 
     @property
     def unanswered(self) -> set[JsonRpcId]:
-        """The requests that have no answer yet; `None` stands for those that the tape has forgotten."""
+        """The requests that have no answer yet; `None` stands for those that nobody knows any more."""
         if self.stream == GET_STREAM:
             return set()
         if self.asked:
             return self.asked - self.answered
-        return set() if self.answered else {None}
+        return set() if self.answered else {asked_by(self.stream)}
 
     @property
     def is_done(self) -> bool:
@@ -108,11 +93,12 @@ async def find_cursor(store: SessionStore, session_id: str, event_id: str) -> Cu
     Raises:
         StoreError: as the store does.
     """
-    if found := _MINTED.fullmatch(event_id):
-        name, position = found[1], int(found[2])
-        frames = await store.get_frames(session_id, stream=name)
+    own = read_minted(event_id)
+    # What is on a GET stream has the ids that are made there written down.
+    if own is not None and own[0].startswith("s."):
+        frames = await store.get_frames(session_id, stream=own[0])
         if frames:
-            return _after_position(name, frames, position)
+            return _after_position(*own, frames)
     frames = await store.get_frames(session_id)
     places = [place for place, frame in enumerate(frames) if frame.event_id == event_id]
     if not places:
@@ -125,7 +111,23 @@ async def find_cursor(store: SessionStore, session_id: str, event_id: str) -> Cu
     return cursor
 
 
-def _after_position(name: str, frames: Sequence[Frame], position: int) -> Cursor | None:
+async def open_streams(store: SessionStore, session_id: str) -> list[Cursor]:
+    """Return the end of each stream whose answer the tape does not have.
+
+    Raises:
+        StoreError: as the store does.
+    """
+    streams: dict[str, Cursor] = {}
+    for frame in await store.get_frames(session_id):
+        if frame.stream is not None:
+            streams.setdefault(frame.stream, Cursor(frame.stream)).skip([frame])
+        elif frame.direction == "server" and frame.envelope.kind in ("response", "error"):  # a plain body
+            for cursor in streams.values():
+                cursor.answered.add(frame.envelope.id)
+    return [cursor for cursor in streams.values() if cursor.unanswered]
+
+
+def _after_position(name: str, position: int, frames: Sequence[Frame]) -> Cursor | None:
     """Return the place after the stream's event of this number; `None` where the one after it is gone."""
     cursor = Cursor(name)
     cursor.skip([frame for frame in frames if frame.position <= position])

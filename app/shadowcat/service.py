@@ -51,7 +51,7 @@ class Service:
         self.settings = settings
         self.counters = Counters()
         self.owners = Owners(store, settings.replica_lease)
-        self.streams = LiveStreams(self.owners)
+        self.streams = LiveStreams(self.owners, store, settings)
         self.watches: set[ClientWatch] = set()
         """Of all requests that are being answered."""
         self.recorder = Recorder(store, settings, self.counters)
@@ -94,6 +94,7 @@ class Service:
             _run_beside(stack, self._keep_alive(), "shadowcat-keep-alive")
             _run_beside(stack, self._comment(), "shadowcat-comments")
             await stack.enter_async_context(self.owners.alive())
+            _run_beside(stack, self.owners.read_mail(), "shadowcat-mail")
             _run_beside(stack, self._look_after(), "shadowcat-look-after")
             stack.enter_context(on_signals(self.drain))
             self.running = True
@@ -183,11 +184,11 @@ class Service:
             self.streams.keep_alive(silence)
 
     async def _look_after(self) -> None:
-        """See to the streams whose sessions and clients have gone to other replicas."""
+        """See to the streams whose sessions other replicas have ended."""
         while self.store.shared:
             await asyncio.sleep(1)
             with suppress(StoreError):
-                await self.streams.look_after(self.store)
+                await self.streams.look_after()
 
     async def _keep_alive(self) -> None:
         """Keep the sessions of open streams from expiring under them, and end those that have ended."""

@@ -9,15 +9,11 @@ from typing import Final
 
 from shadowcat.readers import Arrival, messages_of, short
 from shadowcat.sse import SSEBlock, SSEFramer, with_id, write_event
+from shadowcat.stream_names import minted
 from shadowcat_stores import JsonRpcId
 
 _REMEMBERED: Final = 256
 """Ids of the upstream's newest events: a stream that is opened again may begin before its cursor."""
-
-
-def minted(name: str, position: int) -> str:
-    """Return the id of an event that came without one: the stream's name and the event's number in it."""
-    return f"{name}-{position}"
 
 
 @dataclass(slots=True)

@@ -103,9 +103,6 @@ async def test_a_call_outlives_its_connections_and_the_proxy(
 ) -> None:
     # There is no argument for it, and the server names no other.
     monkeypatch.setattr("mcp.client.streamable_http.DEFAULT_RECONNECTION_DELAY_MS", 200)
-    # With a window, a client may have an event that the killed proxy has not stored: whoever asks this server
-    # itself for what comes after it gets nothing of what is still to come.
-    settings = {"record_window": 0 if number == signal.SIGKILL else 0.05}
     store_url = f"sqlite:///{tmp_path / 'sessions.db'}"
 
     async def restart(between: Saboteur, first: Served, over: anyio.Event) -> None:
@@ -113,13 +110,13 @@ async def test_a_call_outlives_its_connections_and_the_proxy(
         between.lead_to()
         first.command.send(number)
         await first.command.ends()
-        async with serve_command(node_server.url, store_url, **settings) as again:
+        async with serve_command(node_server.url, store_url) as again:
             between.lead_to(again.base)
             await over.wait()
 
     with anyio.fail_after(DEADLINE):
         async with (
-            serve_command(node_server.url, store_url, **settings) as first,
+            serve_command(node_server.url, store_url) as first,
             splitting(Saboteur()) as between,
             anyio.create_task_group() as tasks,
         ):

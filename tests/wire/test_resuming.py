@@ -2,11 +2,6 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import AsyncIterator, Sequence
-from contextlib import asynccontextmanager
-from typing import Any
-
 import anyio
 import httpx2
 import pytest
@@ -14,98 +9,8 @@ import pytest
 from shadowcat.sse import SSEBlock
 from tests.support.events import Events, message
 from tests.support.proxying import Proxied, proxied, request
+from tests.support.told import POST, Told, calling, cancelled, detached, numbers, progress, recorded, resuming
 from tests.support.upstream import Connection, Received, ScriptedUpstream, result
-
-POST = request("tools/call", "c-1")
-
-
-def progress(number: int) -> bytes:
-    return json.dumps(
-        {"jsonrpc": "2.0", "method": "notifications/progress", "params": {"n": number}}
-    ).encode()
-
-
-class Told:
-    """Sends on a stream what the test tells it to; knows what it was asked."""
-
-    def __init__(self, ids: bool = False) -> None:
-        self.ids = ids
-        self.streams: list[Connection] = []
-        self.asked: list[Received] = []
-        self.resumed_with: list[bytes | None] = []
-        self.news = anyio.Event()
-        self.left = anyio.Event()
-        self.resume: list[tuple[int, bytes]] | None = None
-        """What a GET is answered with; `None` for 405."""
-
-    async def __call__(self, received: Received, connection: Connection) -> None:
-        self.asked.append(received)
-        if received.method == "DELETE":
-            await connection.respond()
-            return
-        if received.method == "POST" and "id" not in received.message:
-            await connection.respond(status="202 Accepted")
-            return
-        if received.method == "GET":
-            self.resumed_with.append(received.header(b"last-event-id"))
-            if self.resume is None:
-                await connection.respond(status="405 Method Not Allowed")
-                return
-        await connection.start_stream()
-        self.streams.append(connection)
-        if received.method == "GET":
-            for number, data in self.resume or ():
-                await self.send(number, data)
-        self.news.set()
-        self.news = anyio.Event()
-        await connection.peer_left()
-        self.left.set()
-
-    async def send(self, number: int, data: bytes) -> None:
-        await self.streams[-1].chunk(
-            (b"id: e-%d\n" % number if self.ids else b"") + b"data: " + data + b"\n\n"
-        )
-
-    async def opened(self, count: int) -> None:
-        while len(self.streams) < count:
-            await self.news.wait()
-
-
-@asynccontextmanager
-async def calling(proxy: Proxied, **headers: str) -> AsyncIterator[Events]:
-    async with proxy.stream("POST", POST, **headers) as response:
-        assert response.status_code == 200
-        yield Events(response)
-
-
-@asynccontextmanager
-async def resuming(proxy: Proxied, event_id: str | None, **headers: str) -> AsyncIterator[Events]:
-    extra = {} if event_id is None else {"Last-Event-ID": event_id}
-    async with proxy.stream("GET", **extra, **headers) as response:
-        assert response.status_code == 200, await response.aread()
-        yield Events(response)
-
-
-async def detached(proxy: Proxied) -> None:
-    """Return when nobody listens to any stream."""
-    while any(stream.listener is not None for stream in proxy.service.streams.all()):
-        await anyio.lowlevel.checkpoint()
-
-
-async def recorded(proxy: Proxied, count: int) -> None:
-    """Return when so many events of the stream are recorded."""
-    while True:
-        (stream,) = proxy.service.streams.all()
-        if stream.tap.position >= count:
-            return
-        await anyio.lowlevel.checkpoint()
-
-
-def numbers(blocks: Sequence[SSEBlock | None]) -> list[Any]:
-    return [
-        each["params"]["n"] if "params" in each else each.get("result", each.get("error"))
-        for each in map(message, blocks)
-    ]
 
 
 @pytest.fixture
@@ -470,10 +375,54 @@ async def test_a_cancelled_request_is_not_missed(proxy: Proxied, told: Told) -> 
         async with calling(proxy):
             await told.opened(1)
         await detached(proxy)
-        cancelled = {"jsonrpc": "2.0", "method": "notifications/cancelled", "params": {"requestId": "c-1"}}
-        assert (await proxy.post(cancelled)).status_code == 202
+        assert (await proxy.post(cancelled())).status_code == 202
         await told.left.wait()
     assert len(proxy.service.streams) == 0
+
+
+async def test_a_request_that_was_cancelled_goes_on_only_while_somebody_listens(
+    proxy: Proxied, told: Told
+) -> None:
+    with anyio.fail_after(5):
+        async with calling(proxy) as events:
+            await told.opened(1)
+            assert (await proxy.post(cancelled())).status_code == 202
+            await told.send(1, progress(1))
+            assert numbers([await events.next()]) == [1]
+            assert not told.left.is_set()
+        await told.left.wait()
+    assert len(proxy.service.streams) == 0
+
+
+async def test_a_cancel_of_something_else_ends_nothing(proxy: Proxied, told: Told) -> None:
+    told.resume = []
+    with anyio.fail_after(5):
+        async with calling(proxy) as events, resuming(proxy, None):
+            await told.opened(2)
+            prime = await events.next()
+        assert prime is not None
+        await detached(proxy)
+        assert (await proxy.post(cancelled("another"))).status_code == 202
+        async with resuming(proxy, prime.id) as events, resuming(proxy, None) as standalone:
+            await told.send(1, progress(1))
+            assert numbers([await standalone.next()]) == [1]
+            await told.streams[0].chunk(b"data: " + result("c-1", "done") + b"\n\n")
+            await told.streams[0].end_stream()
+            assert numbers(await events.rest()) == ["done"]
+    assert len(told.streams) == 2
+
+
+async def test_a_cancel_that_cannot_be_read_is_of_no_request(proxy: Proxied, told: Told) -> None:
+    with anyio.fail_after(5):
+        async with proxy.stream("POST", request("tools/call", None)) as response:
+            prime = await Events(response).next()
+        assert prime is not None
+        await detached(proxy)
+        assert (await proxy.post(cancelled({}))).status_code == 202
+        await told.send(1, result(None, "done"))
+        await told.streams[0].end_stream()
+        async with resuming(proxy, prime.id) as events:
+            assert numbers(await events.rest()) == ["done"]
 
 
 async def test_deleting_the_session_ends_its_streams(proxy: Proxied, told: Told) -> None:

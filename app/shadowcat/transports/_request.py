@@ -11,18 +11,17 @@ _TOKEN: Final = b"!#$%&'*+-.^_`|~0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijk
 _HARMLESS: Final = bytes(set(range(256)) - set(b"\r\n\0"))
 
 
-def request_head(request: httpx2.Request) -> tuple[bytes, int | None]:
+def request_head(method: str, target: bytes, headers: list[tuple[bytes, bytes]]) -> tuple[bytes, int | None]:
     """Return the request's head, and the length in bytes that it announces of the body, `None` for chunks.
 
     Raises:
         httpx2.LocalProtocolError: the server could read another request, or several, out of it.
     """
-    method = request.method.encode("latin-1")
-    headers = request.headers.raw
+    verb = method.encode("latin-1")
     lines = [b"%b: %b\r\n" % pair for pair in headers]
-    head = b"%b %b HTTP/1.1\r\n%b\r\n" % (method, request.url.raw_path, b"".join(lines))
+    head = b"%b %b HTTP/1.1\r\n%b\r\n" % (verb, target, b"".join(lines))
     names = [name for name, _ in headers]
-    if b"".join(names).translate(None, _TOKEN) or b"" in names or method.translate(None, _TOKEN):
+    if b"".join(names).translate(None, _TOKEN) or b"" in names or verb.translate(None, _TOKEN):
         raise httpx2.LocalProtocolError("The method, or the name of a header, is no token.")
     if head.translate(None, _HARMLESS) != b"\r\n" * (len(lines) + 2):
         raise httpx2.LocalProtocolError("A header has a line end or a NUL in its value.")
