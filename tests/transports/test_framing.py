@@ -186,6 +186,17 @@ async def test_responses_that_are_refused(name: str) -> None:
     assert_refused(await through_httpx2(splits(REFUSED[name])["small"]), "stock")
 
 
+@pytest.mark.parametrize("status", [b"000", b"099"])
+async def test_a_status_that_is_none_is_refused_at_once(status: bytes) -> None:
+    """Not only when the connection ends, which it may never do."""
+    outcome = await through_http1([b"HTTP/1.1 %b Odd\r\n\r\nwhat" % status])
+    assert "malformed" in str(outcome.error)
+
+
+async def test_nothing_is_handed_on_of_a_head_that_is_too_long() -> None:
+    assert (await through_http1([REFUSED["head too long"]])).status == 0
+
+
 @pytest.mark.parametrize("name", ACCEPTED_DIFFERENCES)
 async def test_responses_that_only_the_stock_transport_reads(name: str) -> None:
     for split, pieces in splits(ACCEPTED_DIFFERENCES[name]).items():

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import socket
+import struct
 from collections.abc import Callable
 from typing import Any
 
@@ -174,8 +176,10 @@ async def test_an_error_before_the_end_of_the_request(
     raw: Raw, calling: Calling, is_ours: bool, body: str
 ) -> None:
     async def refuse(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        writer.write(respond("413 Too Large"))
+        writer.write(respond("413 Too Large")[:-1])
         await done.wait()  # and reads no more
+        writer.write(b"k")
+        await writer.drain()
         raise ConnectionError
 
     raw.script = refuse
@@ -186,8 +190,11 @@ async def test_an_error_before_the_end_of_the_request(
             headers = [] if body == "whole" else [("Content-Length", str(len(LARGE) * 8))]
             with anyio.fail_after(10):
                 if is_ours:
-                    assert await caller.call(body=upload, headers=headers) == (413, b"ok")
+                    response = await caller.send(body=upload, headers=headers)
+                    assert response.status_code == 413
                     assert body == "whole" or upload.taken < 8
+                    done.set()
+                    assert b"".join([chunk async for chunk in response.stream]) == b"ok"
                 else:
                     # The stock transport sends to the end before it reads.
                     with pytest.raises(httpx2.WriteTimeout):
@@ -263,6 +270,8 @@ async def test_a_connection_that_breaks_is_ambiguous(
             writer.write_eof()
             await reader.read()
         elif how == "reset":
+            at_once = struct.pack("ii", 1, 0)
+            writer.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, at_once)
             writer.transport.abort()
         raise ConnectionError
 

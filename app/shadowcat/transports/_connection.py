@@ -123,7 +123,7 @@ class Connection(asyncio.Protocol):
         """Take the transport."""
         self._transport = cast(asyncio.Transport, transport)
         self._poll = select.poll()
-        self._poll.register(transport.get_extra_info("socket").fileno(), select.POLLIN)
+        self._poll.register(transport.get_extra_info("socket"), select.POLLIN)
 
     def pause_writing(self) -> None:
         """Take it that the server reads more slowly than we write."""
@@ -211,10 +211,8 @@ class Connection(asyncio.Protocol):
             return
         exchange.headers = self._headers
         exchange.status = status
-        has_body = exchange.method != "HEAD" and status not in (101, 204, 304)
-        self._until_eof = has_body and not (self._chunked or self._length_given)
-        if not has_body and exchange.method == "HEAD":
-            self._ended = True
+        self._until_eof = not (self._chunked or self._length_given)
+        self._ended = exchange.method == "HEAD"
 
     def on_message_complete(self) -> None:
         """Note the end of the response."""
@@ -247,12 +245,10 @@ class Connection(asyncio.Protocol):
             and self._sent
             and not self._transport.get_write_buffer_size()
             and not (self._chunked and self._length_given)
-            and exchange.method != "HEAD"  # the parser waits for its body
             and not (exchange.status == 204 and (self._chunked or self._length_given))
             and self._reusable
         )
         if reusable:
-            self.resume_reading()
             self._owner.free(self)
         else:
             self.close()
