@@ -148,8 +148,14 @@ class Connection(asyncio.Protocol):
             self._parser.feed_data(data)
         except (httptools.HttpParserError, httptools.HttpParserUpgrade) as exc:
             fault = str(exc.__context__ or exc) or "malformed"
-        size = self._hand_on(exchange)
-        self._overhead = max(0, self._overhead + len(data) - size)
+        overhead = self._overhead + len(data)
+        if pieces := self._pieces:
+            chunk = pieces[0] if len(pieces) == 1 else b"".join(pieces)
+            overhead -= len(chunk) + _CHUNK_FRAME * len(pieces)
+            pieces.clear()
+            if exchange.method != "HEAD":
+                exchange.feed(chunk)
+        self._overhead = overhead if overhead > 0 else 0
         if self._overhead > MOST_OVERHEAD:
             exchange.status = 0  # also where the head came whole just now
             self._fail(httpx2.RemoteProtocolError("The response has too much that is no body."))
@@ -224,18 +230,6 @@ class Connection(asyncio.Protocol):
             self._reset_head()
 
     # What follows from it.
-
-    def _hand_on(self, exchange: Exchange) -> int:
-        """Hand on what has come of the body, as one chunk; return the bytes that came with it as such."""
-        pieces = self._pieces
-        if not pieces:
-            return 0
-        chunk = pieces[0] if len(pieces) == 1 else b"".join(pieces)
-        frames = _CHUNK_FRAME * len(pieces)
-        pieces.clear()
-        if exchange.method != "HEAD":
-            exchange.feed(chunk)
-        return len(chunk) + frames
 
     def _finish(self, exchange: Exchange, *, reusable: bool) -> None:
         self._exchange = None

@@ -108,7 +108,7 @@ class Pool:
 
     def free(self, connection: Connection) -> None:
         """Take a connection for the next request: the one that waits longest has it."""
-        if waiter := self._next_waiter():
+        if self._waiters and (waiter := self._next_waiter()):
             waiter.set_result(connection)
             return
         connection.idle_since = time.monotonic()

@@ -18,14 +18,20 @@ def request_head(method: str, target: bytes, headers: list[tuple[bytes, bytes]])
         httpx2.LocalProtocolError: the server could read another request, or several, out of it.
     """
     verb = method.encode("latin-1")
-    lines = [b"%b: %b\r\n" % pair for pair in headers]
-    head = b"%b %b HTTP/1.1\r\n%b\r\n" % (verb, target, b"".join(lines))
-    names = [name for name, _ in headers]
-    if b"".join(names).translate(None, _TOKEN) or b"" in names or verb.translate(None, _TOKEN):
+    parts = [verb, b" ", target, b" HTTP/1.1\r\n"]
+    framing: list[tuple[bytes, bytes]] = []
+    for name, value in headers:
+        parts += (name, b": ", value, b"\r\n")
+        if len(name) == 14 or len(name) == 17:
+            framing.append((name.lower(), value))
+    names = parts[::4]  # and the method
+    if b"".join(names).translate(None, _TOKEN) or b"" in names:
         raise httpx2.LocalProtocolError("The method, or the name of a header, is no token.")
-    if head.translate(None, _HARMLESS) != b"\r\n" * (len(lines) + 2):
+    parts.append(b"\r\n")
+    head = b"".join(parts)
+    if head.translate(None, _HARMLESS) != b"\r\n" * (len(names) + 1):
         raise httpx2.LocalProtocolError("A header has a line end or a NUL in its value.")
-    return head, _announced(headers)
+    return head, _announced(framing)
 
 
 def _announced(headers: list[tuple[bytes, bytes]]) -> int | None:
@@ -33,8 +39,8 @@ def _announced(headers: list[tuple[bytes, bytes]]) -> int | None:
     length: int | None = 0
     given = False
     for name, value in headers:
-        is_length = len(name) == 14 and name.lower() == b"content-length"
-        if is_length or (len(name) == 17 and name.lower() == b"transfer-encoding"):
+        is_length = name == b"content-length"
+        if is_length or name == b"transfer-encoding":
             if given or not (value.isdigit() if is_length else value.lower() == b"chunked"):
                 raise httpx2.LocalProtocolError("The headers do not say in one way how long the body is.")
             given = True
