@@ -52,7 +52,7 @@ def read_envelopes(body: bytes) -> list[MessageEnvelope]:
         NotJSON: the body is no JSON.
         NotJSONRPC: it is JSON, and no JSON-RPC 2.0 message; or an empty batch.
     """
-    if not body.lstrip(b" \t\r\n").startswith(b"["):
+    if body.startswith(b"{") or not body.lstrip(b" \t\r\n").startswith(b"["):
         return [_read(body)]
     try:
         parts = _batch.decode(body)

@@ -283,10 +283,13 @@ class Proxy:
         """Return the stream that answers the request, as one that outlives the client's connection."""
         settings = self._settings
         polled = protocol.is_polled(session.protocol_version)
+        asked = _asked(request)
+        # What opens it again needs who asked only: the message would lie in memory for as long as it lasts.
+        request.body, request.messages = b"", []
         live = LiveStream(
             session.id,
             stream,
-            EventTap(stream, settings.max_message_bytes, _asked(request)),
+            EventTap(stream, settings.max_message_bytes, asked),
             self._reopening(request, session),
             self._recorder,
             settings,
