@@ -1,4 +1,5 @@
-"""`python -m benchmarks` measures the proxies, `python -m benchmarks stores` the session stores, and
+"""`python -m benchmarks` measures the proxies, `python -m benchmarks stores` the session stores,
+`python -m benchmarks streams` streams, `python -m benchmarks recovery` what happens after faults, and
 `python -m benchmarks audit` checks Shadowcat's promises."""
 
 from __future__ import annotations
@@ -9,7 +10,7 @@ import sys
 from pathlib import Path
 from typing import TypeVar
 
-from . import audit, bench, report, storepage, stores
+from . import audit, bench, recovery, recoverypage, report, storepage, stores, streams, streamspage
 from .processes import ROOT, Cores
 from .stacks import Stack, all_stacks
 
@@ -38,7 +39,7 @@ def arguments() -> argparse.ArgumentParser:
     parser.add_argument("--cases", default="", metavar="NAMES", help="json-16,sse-16,json-1,sse-1")
     parser.add_argument("--output", metavar="FILE", help="default: benchmarks/results/<date>.md; - for none")
     parser.set_defaults(run=measure)
-    commands = parser.add_subparsers(metavar="audit|stores")
+    commands = parser.add_subparsers(metavar="audit|recovery|stores|streams")
     measures = commands.add_parser("stores", help=stores.__doc__, description=stores.__doc__)
     measures.add_argument("--seconds", type=float, default=0.3, help="of each operation, of each store")
     measures.add_argument("--rounds", type=int, default=5, help="of load on the proxies")
@@ -49,6 +50,8 @@ def arguments() -> argparse.ArgumentParser:
         "--output", metavar="FILE", help="default: benchmarks/results/<date>-stores.md; - for none"
     )
     measures.set_defaults(run=measure_stores)
+    _streams(commands.add_parser("streams", help=streams.__doc__, description=streams.__doc__))
+    _recovery(commands.add_parser("recovery", help=recovery.__doc__, description=recovery.__doc__))
     audits = commands.add_parser("audit", help=audit.__doc__, description=audit.__doc__)
     audits.add_argument("--proxy", default="shadowcat-window", help="a stack's name")
     audits.add_argument("--calls", type=int, default=10_000, help="calls in JSON, and as many in SSE")
@@ -58,6 +61,32 @@ def arguments() -> argparse.ArgumentParser:
     )
     audits.set_defaults(run=check)
     return parser
+
+
+def _streams(measures: argparse.ArgumentParser) -> None:
+    measures.add_argument("--rounds", type=int, default=3)
+    measures.add_argument("--seconds", type=float, default=2.0, help="of load per stack, case and round")
+    measures.add_argument(
+        "--only", default="", metavar="NAMES", help="stacks, by the beginning of their names"
+    )
+    measures.add_argument("--parts", default="", metavar="PARTS", help=",".join(streams.PARTS))
+    measures.add_argument("--sizes", default="1000,5000", metavar="NUMBERS", help="of idle streams")
+    measures.add_argument("--store", default="sqlite", choices=streams.STORES, help="Shadowcat's")
+    measures.add_argument(
+        "--output", metavar="FILE", help="default: benchmarks/results/<date>-streams.md; - for none"
+    )
+    measures.set_defaults(run=measure_streams)
+
+
+def _recovery(measures: argparse.ArgumentParser) -> None:
+    names = ",".join(fault.name for fault in recovery.FAULTS)
+    measures.add_argument("--count", type=int, default=30, help="of each fault, at each store")
+    measures.add_argument("--faults", default="", metavar="FAULTS", help=names)
+    measures.add_argument("--stores", default="", metavar="STORES", help=",".join(recovery.STORES))
+    measures.add_argument(
+        "--output", metavar="FILE", help="default: benchmarks/results/<date>-recovery.md; - for none"
+    )
+    measures.set_defaults(run=measure_recovery)
 
 
 def measure(given: argparse.Namespace) -> int:
@@ -88,6 +117,34 @@ def measure_stores(given: argparse.Namespace) -> int:
     found = stores.run(plan, cores)
     publish(storepage.page(plan, found, cores), given.output, f"{report.today()}-stores.md")
     return int(found.proxies is not None and found.proxies.failed)
+
+
+def measure_streams(given: argparse.Namespace) -> int:
+    plan = streams.Plan(
+        rounds=given.rounds,
+        seconds=given.seconds,
+        only=tuple(name.strip() for name in given.only.split(",") if name.strip()),
+        parts=named(given.parts, streams.PARTS),
+        sizes=tuple(sorted(int(size) for size in given.sizes.split(",") if size)),
+        store=given.store,
+    )
+    cores = Cores.choose()
+    found = streams.run(plan, cores)
+    publish(streamspage.page(plan, found, cores), given.output, f"{report.today()}-streams.md")
+    return int(found.failed)
+
+
+def measure_recovery(given: argparse.Namespace) -> int:
+    faults = named(given.faults, tuple(fault.name for fault in recovery.FAULTS))
+    plan = recovery.Plan(
+        count=given.count,
+        faults=tuple(fault for fault in recovery.FAULTS if fault.name in faults),
+        stores=named(given.stores, recovery.STORES),
+    )
+    found = recovery.run(plan)
+    page = recoverypage.page(plan, found, Cores(None, None, None))
+    publish(page, given.output, f"{report.today()}-recovery.md")
+    return int(recoverypage.failed(found))
 
 
 def named(names: str, among: tuple[str, ...]) -> tuple[str, ...]:

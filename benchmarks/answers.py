@@ -10,7 +10,9 @@ from typing import Any, Protocol
 
 import msgspec
 
+from . import ticks
 from .messages import result
+from .ticks import SSE_HEAD, chunk
 
 PACE = 0.01
 """Seconds between the events of a paced stream."""
@@ -18,10 +20,6 @@ FLOOD = b"data: " + b"x" * 1000 + b"\n\n"
 SMALL_BUFFER = 64 * 1024
 """The socket's send buffer under a flood: what the kernel hoards shall not hide what the proxy hoards."""
 
-SSE_HEAD = (
-    b"HTTP/1.1 200 OK\r\n%bContent-Type: text/event-stream\r\nCache-Control: no-cache\r\n"
-    b"Transfer-Encoding: chunked\r\n\r\n"
-)
 JSON_HEAD = b"HTTP/1.1 200 OK\r\n%bContent-Type: application/json\r\nContent-Length: %d\r\n\r\n"
 
 
@@ -148,10 +146,6 @@ async def flood(peer: Peer) -> None:
         await asyncio.sleep(0)
 
 
-def chunk(data: bytes) -> bytes:
-    return b"%x\r\n%b\r\n" % (len(data), data)
-
-
 def notification(number: int) -> bytes:
     params = b'{"level":"info","data":"event %d"}' % number
     return b'data: {"jsonrpc":"2.0","method":"notifications/message","params":%b}\n\n' % params
@@ -176,4 +170,6 @@ TOOLS: dict[str, Callable[[Peer, Message], None]] = {
     "idle": lambda peer, _: peer.start(idle(peer)),
     "paced": lambda peer, _: peer.start(paced(peer)),
     "flood": lambda peer, _: peer.start(flood(peer)),
+    "ticks": lambda peer, message: peer.start(ticks.ticks(peer, message)),
+    "burst": lambda peer, message: peer.start(ticks.burst(peer, message)),
 }

@@ -7,7 +7,7 @@ import re
 import socket
 from collections import Counter
 from collections.abc import Awaitable, Callable, Coroutine
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from time import perf_counter
 from typing import Any
 
@@ -19,7 +19,7 @@ from .callers import Scenario, gives_up, leaves_after_headers, leaves_at_once, p
 from .messages import FIRST_NUMBER, Target
 from .processes import Children, Cores, open_files, queued_bytes, rss_bytes
 from .report import machine, today
-from .stacks import Stack
+from .stacks import Stack, with_settings
 from .wire import Connection, fetch, fetch_json, open_session, until
 
 MIB = 2**20
@@ -34,6 +34,7 @@ FLAT_LIMIT = MIB
 FILES_LIMIT = 16
 """File descriptors that may be more after the cycles than before: idle upstream connections."""
 CYCLES = 200
+ADOPT = 1.0
 RECEIVE_BUFFER = 64 * 1024
 LIMIT = 600.0
 """Seconds that one check may take."""
@@ -191,7 +192,9 @@ async def cycles(audited: Audited, title: str, cycle: Cycle) -> Check:
         f"{begun} streams begun, {after['open_streams']} open after {waited:.1f} s "
         f"({before['open_streams']} before the cycles); file descriptors {more:+d}"
     )
-    return Check(f"{CYCLES} cycles: {title}", closed and begun == CYCLES and more <= FILES_LIMIT, figures)
+    # A proxy may hold one GET stream for all who come for it, one after the other.
+    right = begun == CYCLES or (cycle is get and 0 < begun <= CYCLES)
+    return Check(f"{CYCLES} cycles: {title}", closed and right and more <= FILES_LIMIT, figures)
 
 
 async def post(connection: Connection, target: Target, session: str) -> None:
@@ -242,8 +245,16 @@ def run(stack: Stack, cores: Cores, calls: int, settle: float) -> list[Check]:
     """Audit one proxy, on a stub of its own."""
     with Children() as children:
         bench = Bench(children, cores)
-        bench.start(stack)
+        bench.start(_impatient(stack))
         return uvloop.run(everything(Audited(bench, stack, settle), calls))
+
+
+def _impatient(stack: Stack) -> Stack:
+    """The stack with a Shadowcat that soon gives up what a client has left: after `ADOPT` seconds, not 60."""
+    if stack.command is None or not stack.metrics:
+        return stack
+    command = stack.command
+    return replace(stack, command=lambda *given: with_settings(command(*given), adopt_seconds=ADOPT))
 
 
 def page(stack: Stack, checks: list[Check], cores: Cores) -> str:

@@ -9,6 +9,7 @@ from collections import defaultdict
 from dataclasses import dataclass
 from itertools import product
 from time import perf_counter
+from typing import Any
 
 from .processes import Children, Cores, cpu_seconds, free_port, machine_seconds, module, rss_bytes
 from .stacks import Stack
@@ -93,19 +94,29 @@ class Bench:
         url = f"http://127.0.0.1:{self.ports[stack.name]}/mcp"
         options = ["--url", url, "--tool", case.tool, "--connections", case.connections]
         command = module("load", *options, "--seconds", seconds, "--warmup", warmup)
-        before, began = self.used(pid), perf_counter()
-        found = json.loads(self.children.run(command, self.cores.load, seconds + warmup + 60))
-        after, took = self.used(pid), perf_counter() - began
-        used, ours, all_of_it = (b - a for a, b in zip(before, after, strict=True))
+        found, used, others = self.play(stack, command, seconds + warmup + 60)
         return Sample(
             rate=found["rate"],
             p50=found["latency_us"].get("p50", 0),
             p99=found["latency_us"].get("p99", 0),
             cpu=1e6 * used / found["sent"] if pid else None,
             rss=rss_bytes(pid) if pid else 0,
-            others=max(0.0, all_of_it - used - ours) / took,
+            others=others,
             errors=found["errors"],
         )
+
+    def play(self, stack: Stack, command: list[str], limit: float) -> tuple[dict[str, Any], float, float]:
+        """Run a load: what it printed, CPU seconds of the proxy, and the part of a core that others used."""
+        pid = self.pids.get(stack.name)
+        before, began = self.used(pid), perf_counter()
+        found = json.loads(self.children.run(command, self.cores.load, limit))
+        after, took = self.used(pid), perf_counter() - began
+        used, ours, all_of_it = (b - a for a, b in zip(before, after, strict=True))
+        return found, used, max(0.0, all_of_it - used - ours) / took
+
+    def stop(self, stack: Stack) -> None:
+        """End the proxy, at once and with all that it holds."""
+        self.children.stop(self.pids.pop(stack.name))
 
     def used(self, pid: int | None) -> tuple[float, float, float]:
         """CPU seconds so far: the proxy's; the stub's, ours and the loads'; the whole machine's."""

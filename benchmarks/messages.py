@@ -60,10 +60,11 @@ def initialized(target: Target, session: str) -> bytes:
     return _post(target, {"jsonrpc": "2.0", "method": "notifications/initialized"}, _session(session))
 
 
-def call(target: Target, tool: str, session: str | None) -> Template:
+def call(target: Target, tool: str, session: str | None, **arguments: object) -> Template:
     """`tools/call` within a session, or as the revision without sessions says it where there is none."""
     number = NUMBER.decode()
-    params: dict[str, object] = {"name": tool, "arguments": {"text": f"call {number}: {PADDING}"}}
+    text = f"call {number}: {PADDING}"
+    params: dict[str, object] = {"name": tool, "arguments": {"text": text} | arguments}
     headers = _session(session) if session else _stateless(tool)
     if not session:
         params["_meta"] = {
@@ -79,6 +80,12 @@ def get(target: Target, session: str, stream: str = "") -> bytes:
     """The session's standalone stream; `stream` tells the stub what to send on it."""
     headers = {"Accept": "text/event-stream"} | _session(session)
     return _request(target, "GET", headers | ({"X-Stub-Stream": stream} if stream else {}))
+
+
+def resume(target: Target, session: str, last_id: str) -> bytes:
+    """Come back to the stream that had the event of this id."""
+    headers = {"Accept": "text/event-stream", "Last-Event-ID": last_id}
+    return _request(target, "GET", headers | _session(session))
 
 
 def delete(target: Target, session: str) -> bytes:

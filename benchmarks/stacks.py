@@ -12,6 +12,8 @@ from . import nginx
 from .naive import LIBRARIES
 from .processes import module
 
+SQLITE = "sqlite:///{directory}/sessions.db"
+
 Command = Callable[[str, int, Path], list[str]]
 """From the upstream's URL, the port to listen on and a directory of its own to the command line."""
 
@@ -37,13 +39,14 @@ def naive(library: str) -> Stack:
     return Stack(f"naive-{library}", f"naive Starlette + {library}", command)
 
 
-def shadowcat(tape: str, store: str = "memory://", name: str = "") -> Stack:
+def shadowcat(tape: str, store: str = "memory://", name: str = "", **settings: object) -> Stack:
     """`{directory}` in the store's URL is a directory that goes when the run ends."""
 
     def command(upstream: str, port: int, directory: Path) -> list[str]:
         binary = str(Path(sys.executable).with_name("shadowcat"))
         where = ["--upstream", upstream, "--host", "127.0.0.1", "--port", str(port)]
-        return [binary, "serve", *where, "--store", store.format(directory=directory), "--tape", tape]
+        serve = [binary, "serve", *where, "--store", store.format(directory=directory), "--tape", tape]
+        return with_settings(serve, **settings)
 
     kind = store.partition(":")[0]
     missing = "" if find_spec("shadowcat.cli") else "the command `shadowcat` is not there"
@@ -52,15 +55,31 @@ def shadowcat(tape: str, store: str = "memory://", name: str = "") -> Stack:
     )
 
 
+def with_settings(command: list[str], **settings: object) -> list[str]:
+    """The command, with these settings of Shadowcat's in its environment."""
+    return ["env", *(f"SHADOWCAT_{key.upper()}={value}" for key, value in settings.items()), *command]
+
+
 def with_stores(redis: str) -> list[Stack]:
     """Shadowcat with each store and tape; `redis` is the URL of a server."""
-    urls = {"memory": "memory://", "sqlite": "sqlite:///{directory}/sessions.db", "redis": redis}
+    urls = {"memory": "memory://", "sqlite": SQLITE, "redis": redis}
     return [
         shadowcat(tape, url if kind != "redis" else f"{url}?prefix={tape}:", f"shadowcat-{tape}-{kind}")
         for kind, url in urls.items()
         if url
         for tape in ("off", "full", "window")  # what is compared comes one after the other
     ]
+
+
+def for_streams(store: str) -> list[Stack]:
+    """`store` is the URL of Shadowcat's."""
+    others = [each for each in all_stacks() if not each.metrics]
+    # More streams than the proxy allows by default, and held for as long as they are measured.
+    ours = (
+        shadowcat(tape, store, max_connections=20_000, adopt_seconds=3600)
+        for tape in ("off", "window", "full")
+    )
+    return [*others, *ours]
 
 
 def all_stacks() -> list[Stack]:

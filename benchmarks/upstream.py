@@ -1,8 +1,9 @@
 """The upstream of every measurement: an MCP-like stub that is cheap, scripted and counts what reaches it.
 
-The tool's name says how a call is answered, and the header `X-Stub-Stream` or the query `?stream=` what a GET
-gets (405 without): see `answers`. Beside the MCP path, not counted, on any connection:
-`GET /_count` (requests by kind, answers still open) and `GET /_written` (how far the flood came).
+The tool's name says how a call is answered, and the header `X-Stub-Stream` or the query `?stream=` what a
+GET gets (405 without): see `answers`. Beside the MCP path, not counted, on any connection: `GET /_count` (by
+kind, answers still open), `GET /_written` (how far the flood came), `GET /_cut` (cut the connections of all
+answers still open), `GET /_restart` (cut all connections but this one, and know no session any more).
 """
 
 from __future__ import annotations
@@ -11,8 +12,9 @@ import argparse
 import asyncio
 import secrets
 from collections import Counter
-from collections.abc import Coroutine
+from collections.abc import Coroutine, Iterable
 from dataclasses import dataclass, field
+from time import monotonic
 from typing import Any, cast
 from urllib.parse import parse_qs, urlsplit
 
@@ -20,7 +22,7 @@ import httptools
 import msgspec
 import uvloop
 
-from . import answers
+from . import answers, ticks
 from .answers import Message
 from .messages import STATELESS_REVISION
 
@@ -38,6 +40,7 @@ class Stub:
     """Answers begun that take their time or never end."""
     open_streams: set[asyncio.Task[None]] = field(default_factory=set)
     """Those of them that have not come to their end."""
+    peers: set[Peer] = field(default_factory=set)
     flooded: Peer | None = None
 
     def report(self, path: bytes) -> bytes:
@@ -47,6 +50,12 @@ class Stub:
         counts = {"requests": self.kinds.total(), "kinds": self.kinds}
         streams = {"streams": self.streams, "open_streams": len(self.open_streams)}
         return msgspec.json.encode(counts | streams)
+
+    def cut(self, among: Iterable[Peer]) -> bytes:
+        """Cut the connections; when that was, in seconds by the monotonic clock."""
+        for peer in among:
+            peer.transport.abort()
+        return b'{"at":%f}' % monotonic()
 
 
 class Peer(asyncio.Protocol):
@@ -67,6 +76,7 @@ class Peer(asyncio.Protocol):
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self.transport = cast("asyncio.Transport", transport)  # uvloop's does not say so
         self.writable.set()
+        self.stub.peers.add(self)
 
     def data_received(self, data: bytes) -> None:
         try:
@@ -81,6 +91,7 @@ class Peer(asyncio.Protocol):
         self.writable.set()
 
     def connection_lost(self, exc: Exception | None) -> None:
+        self.stub.peers.discard(self)
         if self.task:
             self.task.cancel()
 
@@ -101,7 +112,12 @@ class Peer(asyncio.Protocol):
 
     def on_message_complete(self) -> None:
         method = self.parser.get_method()
-        if self.url.startswith(b"/_"):
+        if self.url == b"/_cut":
+            self.answer(b"200 OK", self.stub.cut([each for each in self.stub.peers if each.is_busy]))
+        elif self.url == b"/_restart":
+            self.stub.sessions.clear()
+            self.answer(b"200 OK", self.stub.cut(self.stub.peers - {self}))
+        elif self.url.startswith(b"/_"):
             self.answer(b"200 OK", self.stub.report(self.url))
         elif not self.url.startswith(b"/mcp"):
             self.refuse("elsewhere", b"404 Not Found")
@@ -131,7 +147,8 @@ class Peer(asyncio.Protocol):
             self.answer(b"200 OK", message.welcome())
         elif message.id:
             self.stub.kinds["other request"] += 1
-            self.answer(b"200 OK", message.error("only tools/call is answered"))
+            if self.known(message):
+                self.answer(b"200 OK", message.error("only tools/call is answered"))
         else:
             self.refuse("notification", b"202 Accepted")
 
@@ -141,6 +158,9 @@ class Peer(asyncio.Protocol):
         stream = answers.STREAMS.get((self.headers.get(b"x-stub-stream") or query).decode())
         if stream:
             self.start(stream(self))
+        elif last := self.headers.get(b"last-event-id"):
+            if self.known(Message()):
+                self.start(ticks.resumed(self, last.decode()))
         else:
             self.answer(b"405 Method Not Allowed", b"", b"Allow: POST, DELETE\r\n")
 
@@ -170,6 +190,11 @@ class Peer(asyncio.Protocol):
             extra += b"Content-Type: application/json\r\n"
         head = b"HTTP/1.1 %b\r\n%b%bContent-Length: %d\r\n\r\n"
         self.transport.write(head % (status, self.session_line(), extra, len(body)) + body)
+
+    @property
+    def is_busy(self) -> bool:
+        """Whether an answer is begun and has not come to its end."""
+        return self.task is not None and not self.task.done()
 
     def start(self, work: Coroutine[Any, Any, None]) -> None:
         """Answer from a task: the stream is open until the task or the connection ends."""

@@ -70,7 +70,7 @@ def main(names: Sequence[str]) -> None:
         directory = Path(name)
         python = install(directory)
         away = directory / "away"
-        ignored = shutil.ignore_patterns("node_modules", "__pycache__")
+        ignored = shutil.ignore_patterns("node_modules", ".cache", "__pycache__")
         shutil.copytree(ROOT / "tests", away / "tests", ignore=ignored)
         shutil.copy(ROOT / "pyproject.toml", away)
         run([python, "-c", IMPORT_ALL, directory / "venv"], away)

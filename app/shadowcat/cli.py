@@ -45,6 +45,7 @@ def main() -> None:
 @click.option(
     "--tape", type=click.Choice(["off", "window", "full"]), help="What is recorded of each session."
 )
+@click.option("--transport", type=click.Choice(["http1", "httpx2"]), help="How upstreams are reached.")
 @click.option("--config", type=click.Path(dir_okay=False), metavar="FILE", help="TOML file with settings.")
 def serve(upstreams: tuple[str, ...], host: str, port: int, **options: str | None) -> None:
     """Run the proxy in front of one or more MCP servers.

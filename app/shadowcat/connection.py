@@ -1,10 +1,50 @@
-"""A client's connection to `shadowcat serve`: uvicorn's, with a gap closed."""
+"""A client's connection to `shadowcat serve`: uvicorn's, with a gap closed, and fewer system calls."""
 
 from __future__ import annotations
 
-from typing import Any
+import asyncio
+from typing import Any, Final, cast
 
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+
+_MOST: Final = 64 * 1024
+"""Bytes that wait for the end of a turn of the loop. More leave at once, so that a slow client is noticed."""
+
+
+class OneWrite:
+    """A transport that writes once what one turn of the loop has brought: a head and its body leave together.
+
+    uvicorn writes them apart, and a write is a system call: the dearest thing that a small response needs.
+    """
+
+    def __init__(self, transport: asyncio.Transport) -> None:
+        self._transport = transport
+        self._loop = asyncio.get_running_loop()
+        self._pieces: list[bytes] = []
+        self._size = 0
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._transport, name)
+
+    def write(self, data: bytes) -> None:
+        """Write the bytes, at the end of this turn of the loop."""
+        if not self._pieces:
+            self._loop.call_soon(self._flush)
+        self._pieces.append(data)
+        self._size += len(data)
+        if self._size > _MOST:
+            self._flush()
+
+    def _flush(self) -> None:
+        if self._pieces and not self._transport.is_closing():
+            self._transport.write(b"".join(self._pieces))
+        self._pieces.clear()
+        self._size = 0
+
+    def close(self) -> None:
+        """Close it when all is written."""
+        self._flush()
+        self._transport.close()
 
 
 class ClientConnection(HttpToolsProtocol):
@@ -15,6 +55,10 @@ class ClientConnection(HttpToolsProtocol):
     """
 
     _answering: Any = None
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        """Take the connection."""
+        super().connection_made(cast(asyncio.Transport, OneWrite(transport)))
 
     def _start_asgi_task(self, cycle: Any, app: Any) -> None:
         self._answering = cycle

@@ -52,7 +52,7 @@ def read_envelopes(body: bytes) -> list[MessageEnvelope]:
         NotJSON: the body is no JSON.
         NotJSONRPC: it is JSON, and no JSON-RPC 2.0 message; or an empty batch.
     """
-    if not body.lstrip(b" \t\r\n").startswith(b"["):
+    if body.startswith(b"{") or not body.lstrip(b" \t\r\n").startswith(b"["):
         return [_read(body)]
     try:
         parts = _batch.decode(body)
@@ -134,7 +134,7 @@ def _storable(message_id: JsonRpcId) -> JsonRpcId:
 
 def _encodable(text: str) -> str:
     """Return the text with lone surrogates escaped: no store and no answer of ours could carry them."""
-    return text.encode("utf-8", "backslashreplace").decode()
+    return text if text.isascii() else text.encode("utf-8", "backslashreplace").decode()
 
 
 def _second_opinion(raw: bytes) -> _Outside:

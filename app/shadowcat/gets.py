@@ -19,13 +19,13 @@ from shadowcat.live import LiveStream, Reopen
 from shadowcat.live_responses import ResumedResponse
 from shadowcat.protocol import is_polled
 from shadowcat.recorder import Recorder
-from shadowcat.replay import Cursor, find_cursor, open_streams, was_begun_anew
+from shadowcat.replay import Cursor, find_cursor, was_begun_anew
 from shadowcat.settings import Settings
 from shadowcat.stream_names import answer_name, get_name, read_minted
 from shadowcat.streams import LiveStreams
 from shadowcat.tap import EventTap
 from shadowcat.upstream import Media, UpstreamResponse
-from shadowcat_stores import GET_STREAM, Session, SessionStore
+from shadowcat_stores import GET_STREAM, Session, SessionStore, StoreError
 
 Result = TypeVar("Result")
 
@@ -87,36 +87,17 @@ class Gets:
     async def _ask_for(self, session: Session, event_id: str, head: Head, reopen: Reopen) -> Answer:
         """Return what the upstream has after an event that the tape has lost or dropped.
 
-        Where one stream of the session misses its answer, it is that one; where none does, the GET stream.
+        Which stream that is the upstream alone knows, so here it is one by itself, up to the next answer.
         """
-        streams = await open_streams(self._store, session.id)
-        if not streams:
-            return await self.open(session, head, reopen, event_id)
-        cursor, token = streams[0], None
-        if len(streams) == 1 and self._streams.find(session.id, cursor.stream) is None:
-            token = await self._streams.owners.claim(session.id, cursor.stream)
-        if token is None:
-            cursor, token = Cursor(answer_name([])), 0
-        opened: UpstreamResponse | LiveStream | None = None
-        try:
-            opened = await reopen(cursor.stream, event_id, "forward")
-            if _is_stream(opened):
-                opened = self._take_over(session, cursor, reopen, event_id, token, opened)
-                return self._resumed(session, cursor, head([]), reopen)
-            return opened
-        finally:
-            if not isinstance(opened, LiveStream):
-                with anyio.CancelScope(shield=True):
-                    await self._streams.owners.release(session.id, cursor.stream, token)
+        cursor = Cursor(answer_name([]))
+        response = await reopen(cursor.stream, event_id, "forward")
+        if not _is_stream(response):
+            return response
+        self._streams.claim(self._take_over(session, cursor, reopen, event_id, 0, response))
+        return self._resumed(session, cursor, head(response.headers), reopen)
 
-    async def open(self, session: Session, head: Head, reopen: Reopen, event_id: str | None = None) -> Answer:
+    async def open(self, session: Session, head: Head, reopen: Reopen) -> Answer:
         """Return the session's GET stream from where its last listener left it, or what there is instead.
-
-        Args:
-            session: whose.
-            head: makes the response's headers.
-            reopen: opens it upstream.
-            event_id: of the event after which the upstream is to begin, where nobody reads it yet.
 
         Raises:
             StoreError: as the store does.
@@ -124,7 +105,7 @@ class Gets:
         """
         live: Opened | None = self._streams.find(session.id, GET_STREAM) or self._refused.get(session.id)
         if live is None:
-            live = await self._open(session, reopen, event_id)
+            live = await self._open(session, reopen)
         if live is None:
             return self._resumed(session, await self._newest(session.id), head([]), reopen)
         if not isinstance(live, LiveStream):
@@ -156,11 +137,22 @@ class Gets:
 
     async def _take_up(self, session: Session, cursor: Cursor, reopen: Reopen) -> bool:
         """Read a stream on that nobody reads."""
-        token = await self._streams.owners.claim(session.id, cursor.stream)
+        after = await self._upstream_id(session, cursor)
+        token = await self._claim(session.id, cursor.stream)
         if token is not None and self._streams.find(session.id, cursor.stream) is None:
-            after = await self._upstream_id(session, cursor)
             self._take_over(session, cursor, reopen, after, token)
         return True
+
+    async def _claim(self, session_id: str, name: str) -> int | None:
+        """Claim the stream. A claim that was taken and is not known would last as long as this replica."""
+        token: int | None = None
+        try:
+            with anyio.CancelScope(shield=True):
+                token = await self._streams.owners.claim(session_id, name)
+        except StoreError:
+            self._streams.disclaim(session_id, name)
+            raise
+        return token
 
     def _take_over(
         self,
@@ -207,12 +199,14 @@ class Gets:
                 opening = _Shared(self._ask(session, reopen, after), forget)
                 self._opening[session.id] = opening
             opened = await opening.result()
+            if opening.was_given_up:
+                continue
             # A body can be read by one of them only; the others ask for themselves.
             if not isinstance(opened, UpstreamResponse) or opening.is_first():
                 return opened
 
     async def _ask(self, session: Session, reopen: Reopen, after: str | None) -> Opened:
-        token = await self._streams.owners.claim(session.id, GET_STREAM)
+        token = await self._claim(session.id, GET_STREAM)
         if token is None:
             return None
         live: Opened = None
@@ -268,20 +262,31 @@ class _Shared(Generic[Result]):
     def __init__(self, work: Coroutine[None, None, Result], done: Callable[[], object]) -> None:
         self._waiting = 0
         self._is_taken = False
-        self._task = asyncio.get_running_loop().create_task(work)
+        self._scope = anyio.CancelScope()  # a task that is cancelled heeds no shield
+        self._task = asyncio.get_running_loop().create_task(self._run(work))
         self._task.add_done_callback(lambda _: done())
+
+    async def _run(self, work: Coroutine[None, None, Result]) -> Result | None:
+        with self._scope:
+            return await work
+        return None
+
+    @property
+    def was_given_up(self) -> bool:
+        """Whether it has no result: who came last has left before its end."""
+        return self._scope.cancelled_caught
 
     def is_first(self) -> bool:
         """Return whether nobody has asked this before."""
         taken, self._is_taken = self._is_taken, True
         return not taken
 
-    async def result(self) -> Result:
-        """Return what it gives, or raise what it raises."""
+    async def result(self) -> Result | None:
+        """Return what it gives, or raise what it raises; return when it was given up."""
         self._waiting += 1
         try:
             return await asyncio.shield(self._task)
         finally:
             self._waiting -= 1
             if not self._waiting:
-                self._task.cancel()
+                self._scope.cancel()

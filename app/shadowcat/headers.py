@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from functools import lru_cache
 from typing import Final
 
 Headers = list[tuple[bytes, bytes]]
@@ -43,25 +43,26 @@ _NEVER_HOP_BY_HOP: Final = frozenset(
 """What the proxy or the upstream decides by: `Connection` must not make the two see different requests."""
 
 
-def end_to_end(headers: Iterable[tuple[bytes, bytes]], drop: frozenset[bytes] = frozenset()) -> Headers:
-    """Return the headers less the hop-by-hop ones, those that `Connection` names, and those in `drop`.
-
-    Order and repetitions stay; names come out in lower case.
-    """
-    kept = [(name.lower(), value) for name, value in headers]
-    unwanted = HOP_BY_HOP | drop
-    for name, value in kept:
+def end_to_end(headers: Headers, unwanted: frozenset[bytes] = HOP_BY_HOP) -> Headers:
+    """Return the headers less those that are unwanted, the hop-by-hop ones among them, and those that
+    `Connection` names. Order and repetitions stay."""
+    for name, value in headers:
         if name == b"connection":
             named = {token.strip().lower() for token in value.split(b",")}
             unwanted |= named - _NEVER_HOP_BY_HOP
-    return [pair for pair in kept if pair[0] not in unwanted]
+    return [pair for pair in headers if pair[0] not in unwanted]
 
 
+# The few values that clients and servers ever send are looked at once.
+
+
+@lru_cache(1024)
 def media_type(value: bytes | None) -> bytes:
     """Return the media type of a `Content-Type` value in lower case, without its parameters."""
     return b"" if value is None else value.partition(b";")[0].strip().lower()
 
 
+@lru_cache(1024)
 def accepts(value: bytes, *wanted: bytes) -> bool:
     """Return whether an `Accept` value admits one of the wanted media types."""
     for part in value.split(b","):

@@ -45,7 +45,8 @@ class ClientRequest:
 
     def __init__(self, scope: Scope) -> None:
         self.method: str = scope["method"]
-        self.headers: Headers = scope["headers"]
+        # uvicorn leaves blanks after a value, which are no part of it: RFC 9110 §5.5.
+        self.headers: Headers = [(name, value.strip(b" \t")) for name, value in scope["headers"]]
         self.query: bytes = scope["query_string"]
         self.scheme: str = scope["scheme"]
         server = scope.get("server")
@@ -176,6 +177,7 @@ class ClientRequest:
                 return
 
 
+@lru_cache(1024)
 def _hostname(url: str) -> str:
     try:
         return urlsplit(url).hostname or ""

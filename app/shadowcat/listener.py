@@ -6,25 +6,29 @@ import asyncio
 import time
 from collections.abc import Awaitable
 from contextlib import suppress
+from typing import Any
 
-import anyio
 from starlette.types import Message, Send
+
+from shadowcat.begun import Begun
 
 
 class Listener:
     """A client's response, as the place where a stream's events go. It ends when the stream does, when its
     client leaves, or when another client's response takes the stream over."""
 
-    __slots__ = ("_beside", "_scope", "_send", "is_gone", "over", "wrote_at")
+    __slots__ = ("_beside", "_send", "_waiting", "is_gone", "over", "since", "wrote_at")
 
     def __init__(self, send: Send) -> None:
         self._send = send
-        self._scope: anyio.CancelScope | None = None
+        self._waiting: asyncio.Task[Any] | None = None
         self._beside: asyncio.Task[None] | None = None
         self.is_gone = False
         """Whether nothing more is to be sent."""
-        self.over = anyio.Event()
+        self.over = asyncio.Event()
         """Set when nothing more will come."""
+        self.since = time.time()
+        """When it began, to be compared with those at other replicas."""
         self.wrote_at = time.monotonic()
 
     async def begin(self, head: Message) -> None:
@@ -44,8 +48,9 @@ class Listener:
         """Send nothing more; give up what is being sent."""
         self.is_gone = True
         self.over.set()
-        if self._scope is not None:
-            self._scope.cancel()
+        if self._waiting is not None:
+            self._waiting.cancel()
+            self._waiting = None
 
     def hand_over(self) -> None:
         """End the response as soon as its client takes that, and send nothing else any more."""
@@ -55,7 +60,7 @@ class Listener:
 
     def send_beside(self, data: bytes) -> None:
         """Send bytes that are no part of the stream, unless something else is on its way."""
-        if self._scope is None and self._beside is None and not self.is_gone:
+        if self._waiting is None and self._beside is None and not self.is_gone:
             self._send_soon(data, more=True)
 
     async def settle(self) -> None:
@@ -76,12 +81,22 @@ class Listener:
             return
         self.wrote_at = time.monotonic()
         try:
-            with anyio.CancelScope() as self._scope:
-                await self._send(message)
+            sending = Begun(self._send(message))
+            if not sending.is_done:
+                await self._wait_for(sending)
         except OSError:  # how servers of ASGI 2.4 say that the client has left
             self.leave()
+
+    async def _wait_for(self, sending: Begun[None]) -> None:
+        """Wait for a client that is slow, until that is given up."""
+        task = self._waiting = asyncio.current_task()
+        try:
+            await sending
+        except asyncio.CancelledError:
+            if not self.is_gone or task is None or task.uncancel():
+                raise
         finally:
-            self._scope = None
+            self._waiting = None
 
 
 async def _quietly(sending: Awaitable[None]) -> None:

@@ -7,18 +7,23 @@ and takes the stream over.
 
 from __future__ import annotations
 
+import asyncio
 import logging
+import math
 import time
 from collections.abc import AsyncIterator
+from contextlib import suppress
 from http import HTTPStatus
 from typing import Final, Protocol
 
 import anyio
 
+from shadowcat.begun import within
 from shadowcat.counters import Reason
 from shadowcat.errors import AmbiguousDelivery, SessionUnknown, ShadowcatError, UpstreamBroke
 from shadowcat.headers import Headers
 from shadowcat.listener import Listener
+from shadowcat.mail import LISTENING, Listen
 from shadowcat.pauses import LONGEST, Pauses
 from shadowcat.recorder import Recorder
 from shadowcat.replay import Cursor
@@ -85,6 +90,8 @@ class LiveStream:
         self.tap = tap
         self.is_standalone = name == GET_STREAM
         self.listener: Listener | None = None
+        self.remote: Listen | None = None
+        """Who listens at another replica, by way of the store, or was the last to."""
         self.to_say: list[bytes] = []
         """Messages of the proxy's own, for when it is open upstream again."""
         self.token = 0
@@ -101,23 +108,31 @@ class LiveStream:
         self._polled = polled
         self._again = again
         self._scope = anyio.CancelScope()
-        self._taken_up = anyio.Event()
+        self._taken_up = asyncio.Event()
         self._ahead_bytes = 0
         self._ahead_events = 0
         self._has_id = again
         """Whether the client has an id to come back with."""
+        self._remote_until = -math.inf
+        self._is_moot = False
+        """Whether all its requests were cancelled: it goes on only for who listens."""
         self._is_unwanted = False
         self._handed_on = False
         """Whether it ends here, to be opened elsewhere."""
         self._goes_on_upstream = False
         """Whether the upstream has ended it only until the client comes back."""
         self._has_ended = False
-        self.over = anyio.Event()
+        self.over = asyncio.Event()
         """Set when it has ended, and all there was is recorded."""
         self._pauses = Pauses(settings.recover_seconds)
         self._silence = _FIRST_SILENCE
 
     # -- who listens ----------------------------------------------------------------------------------------
+
+    @property
+    def is_followed(self) -> bool:
+        """Whether somebody listens at another replica, as far as is known."""
+        return anyio.current_time() < self._remote_until
 
     def attach(self, listener: Listener) -> bool:
         """Send what comes from now on to this listener; one that listens already is ended.
@@ -129,9 +144,9 @@ class LiveStream:
             return False
         if self.listener is not None:
             self.listener.hand_over()
-        self.listener = listener
-        self.read_on()
-        self._scope.deadline = float("inf")
+        self.listener, self._remote_until = listener, -math.inf
+        self._read_on()
+        self._scope.deadline = math.inf
         return True
 
     def detach(self, listener: Listener) -> None:
@@ -143,21 +158,42 @@ class LiveStream:
             self.left_at = self.tap.last_id
             self.wait_for_listener()
 
+    def follow(self, remote: Listen) -> bool:
+        """Go on for somebody who listens at another replica; an older listener is ended where it is here.
+
+        Returns:
+            Whether this is the one to go on for: not where a newer one listens.
+        """
+        listening = self.listener or (self.remote if self.is_followed else None)
+        if listening is not None and listening.since > remote.since:
+            return False
+        if self.listener is not None:
+            self.listener.hand_over()
+            self.listener, self.left_at = None, self.tap.last_id
+        self.remote, self._remote_until = remote, anyio.current_time() + LISTENING
+        self.left_at = remote.has or self.left_at
+        self.read_on()
+        return True
+
     def take_headers(self) -> Headers:
         """Return the headers of the upstream's response, the first time that they are asked for."""
         headers, self.headers = self.headers, []
         return headers
 
     def read_on(self) -> None:
-        """Go on as if its listener had only just left: one listens to it by way of the store."""
+        """Go on as if its listener had only just left."""
+        self._read_on()
+        self.wait_for_listener()
+
+    def _read_on(self) -> None:
         self._ahead_bytes = self._ahead_events = 0
         self._taken_up.set()
-        self._taken_up = anyio.Event()
-        self.wait_for_listener()
+        self._taken_up = asyncio.Event()
 
     def wait_for_listener(self, at_least: float = 0.0) -> None:
         """End it when nobody comes to listen."""
-        self._scope.deadline = anyio.current_time() + max(at_least, self._settings.adopt_seconds)
+        until = anyio.current_time() + max(at_least, 0.0 if self._is_moot else self._settings.adopt_seconds)
+        self._scope.deadline = max(until, self._remote_until)
 
     # -- its life -------------------------------------------------------------------------------------------
 
@@ -175,8 +211,8 @@ class LiveStream:
             self._has_ended = True
             if self._is_left_to_upstream():
                 self._goes_on_upstream = True
-            with anyio.move_on_after(_LAST_WORDS):
-                await self._conclude()
+            with suppress(TimeoutError):
+                await within(_LAST_WORDS, self._conclude())
         finally:
             self._has_ended = True
             self.over.set()
@@ -219,11 +255,18 @@ class LiveStream:
         self.tap.unanswered.clear()
         self._scope.cancel()
 
-    def cancel(self, request_id: JsonRpcId) -> None:
-        """Expect no answer to this request any more. Where nobody listens and nothing is missing, end."""
+    def cancel(self, request_id: JsonRpcId) -> bool:
+        """Expect no answer to this request any more, and return whether one was expected.
+
+        Where nothing else is missing, end as soon as nobody listens.
+        """
+        if request_id not in self.tap.unanswered:
+            return False
         self.tap.unanswered.discard(request_id)
-        if self.listener is None and not self.tap.unanswered:
-            self._scope.cancel()
+        self._is_moot = not self.tap.unanswered
+        if self.listener is None:
+            self.wait_for_listener()
+        return True
 
     # -- reading --------------------------------------------------------------------------------------------
 

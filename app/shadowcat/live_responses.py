@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-import math
+import secrets
 import time
 from abc import ABC, abstractmethod
 from collections.abc import AsyncIterator, Awaitable, Callable
@@ -17,6 +17,7 @@ from shadowcat.errors import AmbiguousDelivery, StoreDown
 from shadowcat.headers import Headers
 from shadowcat.listener import Listener
 from shadowcat.live import LiveStream
+from shadowcat.mail import LISTENING, Listen
 from shadowcat.recorder import Recorder
 from shadowcat.replay import Cursor
 from shadowcat.responses import RelayResponse
@@ -28,10 +29,11 @@ from shadowcat_stores import GET_STREAM, SessionStore, StoreError
 _SOON: Final = 0.05
 """Seconds after which a stream is no short one any more: its client gets an id to come back with, and other
 replicas are told who reads it."""
+_TELL_AGAIN: Final = 0.25
+"""Seconds after which that replica is told once more that somebody listens here, at first: it may not have
+begun to read when it was told."""
 _LOOK_AGAIN: Final = 0.1
 """Seconds after which a stream that another replica reads is looked for again."""
-_LISTENING: Final = 4.0
-"""Seconds that the replica which reads it goes on for somebody who listens here."""
 
 
 class LiveResponse(RelayResponse, ABC):
@@ -159,7 +161,15 @@ class ResumedResponse(LiveResponse):
         self._recorder = recorder
         self._streams = streams
         self._go_on = go_on
-        self._listening_since = -math.inf
+        self._name = secrets.token_urlsafe(9)
+        self._told = ""
+        """Which replica was told that somebody listens here."""
+        self._tell_after = _TELL_AGAIN
+        self._tell_at = 0.0
+        """When it is to be told again (`time.monotonic`)."""
+        self._sent_events = 0
+        self._sent_bytes = 0
+        """Since it was told."""
         self._has_waited = False
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -168,7 +178,7 @@ class ResumedResponse(LiveResponse):
             return
         listener = self._listener = Listener(send)
         self._streams.add(self)
-        self._streams.followers.add(listener)
+        self._streams.followers[self._name] = listener
         try:
             await listener.begin(self._head)
             try:
@@ -179,7 +189,7 @@ class ResumedResponse(LiveResponse):
             await listener.over.wait()
             await listener.settle()
         finally:
-            self._streams.followers.discard(listener)
+            self._streams.followers.pop(self._name, None)
             self._streams.discard(self)
 
     def cut(self) -> None:
@@ -205,6 +215,8 @@ class ResumedResponse(LiveResponse):
                 await self._store.get_frames(self._session_id, stream=cursor.stream, after=cursor.seq)
             ):
                 await listener.write(event)
+                self._sent_events += 1
+                self._sent_bytes += len(event)
             if cursor.has_gap:
                 await self._say_what_is_missing(listener, cursor)
             elif live is not None:
@@ -228,12 +240,10 @@ class ResumedResponse(LiveResponse):
 
     async def _follow(self, cursor: Cursor, listener: Listener) -> bool:
         """Wait for news of a stream that another replica reads; return whether one does."""
-        owners = self._streams.owners
-        if not await owners.other(self._session_id, cursor.stream):
+        owner = await self._streams.owners.other(self._session_id, cursor.stream)
+        if owner is None:
             return await self._wait_for_claim(cursor)
-        if time.monotonic() - self._listening_since > _LISTENING / 2:
-            self._listening_since = time.monotonic()
-            await owners.listen(self._session_id, cursor.stream, _LISTENING)
+        await self._tell(owner, cursor, listener)
         frames = self._store.follow_frames(self._session_id, stream=cursor.stream, after=cursor.seq)
         async with aclosing(frames):
             with anyio.move_on_after(_LOOK_AGAIN):
@@ -241,9 +251,31 @@ class ResumedResponse(LiveResponse):
                     await listener.end()  # the session has ended
         return True
 
+    async def _tell(self, owner: str, cursor: Cursor, listener: Listener) -> None:
+        """Tell the replica that reads the stream that somebody listens here, before it waits for that."""
+        now = time.monotonic()
+        if owner != self._told:
+            self._told, self._tell_after, self._tell_at = owner, _TELL_AGAIN, now
+        if now < self._tell_at and not self._has_taken_much:
+            return
+        self._tell_at = now + self._tell_after
+        self._tell_after = min(2 * self._tell_after, LISTENING / 2)
+        self._sent_events = self._sent_bytes = 0
+        replica = self._streams.owners.id
+        has = cursor.event_id
+        await self._streams.owners.send(
+            owner, Listen(self._session_id, cursor.stream, replica, self._name, listener.since, has)
+        )
+
+    @property
+    def _has_taken_much(self) -> bool:
+        """Whether the stream's owner may be about to wait for somebody who listens."""
+        limits = self._streams.settings
+        return 2 * self._sent_events >= limits.adopt_events or 2 * self._sent_bytes >= limits.adopt_bytes
+
     async def _wait_for_claim(self, cursor: Cursor) -> bool:
         """Wait, once, as long as a replica takes to claim a stream that it has just begun to read."""
-        if self._has_waited or not self._store.shared or cursor.stream == GET_STREAM:
+        if self._has_waited or self._told or not self._store.shared or cursor.stream == GET_STREAM:
             return False
         self._has_waited = True
         if await self._store.get_stream_claim(self._session_id, cursor.stream) is None:
@@ -251,9 +283,9 @@ class ResumedResponse(LiveResponse):
         return True
 
     def _attach(self, live: LiveStream, listener: Listener) -> bool:
-        if live.attach(listener):
+        if self._streams.attach(live, listener):
             self._live = live
-            self._streams.followers.discard(listener)
+            self._streams.followers.pop(self._name, None)
             self._streams.discard(self)  # the stream counts by itself
         return self._live is not None
 

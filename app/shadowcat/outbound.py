@@ -5,14 +5,14 @@ from __future__ import annotations
 from typing import Final
 
 from shadowcat import protocol
-from shadowcat.headers import Headers, end_to_end
+from shadowcat.headers import HOP_BY_HOP, Headers, end_to_end
 from shadowcat.inbound import ClientRequest
 from shadowcat.settings import Settings
 from shadowcat.upstream import OutboundRequest, Upstream
 from shadowcat_stores import Session
 
 # Rewritten for the upstream's side: its own address, its own session id, the length of what we send.
-_REPLACED: Final = frozenset({b"host", b"content-length", b"expect"})
+_REPLACED: Final = HOP_BY_HOP | {b"host", b"content-length", b"expect"}
 
 
 def prepare_request(request: ClientRequest, session: Session | None, upstream: Upstream) -> OutboundRequest:

@@ -13,10 +13,12 @@ import math
 import secrets
 import time
 from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager, suppress
+from contextlib import aclosing, asynccontextmanager, suppress
 from typing import Final
 
-from shadowcat_stores import Session, SessionNotFound, SessionStore, StoreError
+from shadowcat import mail
+from shadowcat.mail import Mail, record_id
+from shadowcat_stores import Session, SessionNotFound, SessionStore, StoreError, StoreFull
 
 logger = logging.getLogger("shadowcat.owners")
 
@@ -40,8 +42,13 @@ class Owners:
         """Since when the store has taken every touch (`time.monotonic`)."""
         self._to_release: set[tuple[str, str, int]] = set()
         """Claims that the store did not take back: others would wait for a stream that nobody reads."""
+        self._records = 0
+        """How many records it has had: the mail of each is numbered anew."""
+        self._has_warned = False
         self.on_loss: Callable[[], None] = lambda: None
         """Called when others may take this replica for dead, and its streams with it."""
+        self.on_mail: Callable[[Mail], None] = lambda mail: None
+        """Called with what other replicas tell this one."""
 
     @asynccontextmanager
     async def alive(self) -> AsyncIterator[None]:
@@ -58,38 +65,54 @@ class Owners:
                 await beating
             if self.id:
                 with suppress(StoreError):
-                    await self._store.delete_session(_record(self.id))
+                    await self._store.delete_session(record_id(self.id))
 
     async def _beat(self) -> None:
         while True:
             try:
                 await self._touch()
             except StoreError as exc:
-                logger.debug("this replica's record could not be touched: %s", exc)
-                self._steady_since = math.inf
+                self._fails(exc)
             await asyncio.sleep(self._lease / _BEATS)
+
+    def _fails(self, error: StoreError) -> None:
+        logger.debug("this replica's record could not be touched: %s", error)
+        if not isinstance(error, StoreFull):
+            self._steady_since = math.inf
+        elif not self._has_warned:
+            self._has_warned = True
+            logger.warning(
+                "the session store has no room for this replica's record, so others take it for dead and "
+                "cannot follow its streams: raise the store's max_sessions, or lower session_ttl (%s)",
+                error,
+            )
 
     async def _touch(self) -> None:
         for claim in tuple(self._to_release):
             self._to_release.discard(claim)
             await self.release(*claim)
         now = self._store.clock()
-        is_known = bool(self.id) and await self._store.touch_session(_record(self.id), now + self._lease)
+        is_known = bool(self.id) and await self._store.touch_session(record_id(self.id), now + self._lease)
         if self._steady_since == math.inf:
             self._steady_since = time.monotonic()
         if is_known:
             return
         name = self.id or secrets.token_urlsafe(12)
-        record = Session(id=_record(name), created_at=now, expires_at=now + self._lease, upstream=UPSTREAM)
+        record = Session(id=record_id(name), created_at=now, expires_at=now + self._lease, upstream=UPSTREAM)
         await self._store.create_session(record)
+        self._records += 1
+        self._has_warned = False
         if self.id:
             logger.warning("this replica was silent for too long: others may take its streams over")
             self.on_loss()
         self.id = name
 
-    async def claim(self, session_id: str, stream: str) -> int | None:
-        """Become the stream's owner; return the token of the claim, or `None` while another replica that
-        lives owns it. 0 where there are no others.
+    async def claim(self, session_id: str, stream: str, lease: float = _CLAIM) -> int | None:
+        """Become the stream's owner for as long as this replica lives, `lease` seconds at most.
+
+        Returns:
+            The token of the claim; `None` while another replica that lives owns it; 0 where there are no
+            others, or this one is not known to live.
 
         Raises:
             StoreError: as the store does.
@@ -98,32 +121,32 @@ class Owners:
             return 0
         try:
             for _ in range(2):
-                claim = await self._store.claim_stream(session_id, stream, owner=self.id, lease=_CLAIM)
+                claim = await self._store.claim_stream(session_id, stream, owner=self.id, lease=lease)
                 if claim is not None:
                     return claim.token
-                if await self.other(session_id, stream):
+                if await self.other(session_id, stream) is not None:
                     return None
         except SessionNotFound:
             return 0
         return None
 
-    async def other(self, session_id: str, stream: str) -> bool:
-        """Return whether another replica that lives owns the stream; end the claim of one that does not.
+    async def other(self, session_id: str, stream: str) -> str | None:
+        """Return which other replica that lives owns the stream; end the claim of one that does not.
 
         Raises:
             StoreError: as the store does.
         """
         if not self._store.shared:
-            return False
+            return None
         claim = await self._store.get_stream_claim(session_id, stream)
         if claim is None or claim.owner == self.id:
-            return False
-        if await self._store.get_session(_record(claim.owner)) is not None:
-            return True
+            return None
+        if await self._store.get_session(record_id(claim.owner)) is not None:
+            return claim.owner
         if time.monotonic() - self._steady_since < self._lease:
-            return True  # the store was away, for its owner as well: it gets the time to come back
+            return claim.owner  # the store was away, for its owner as well: it gets the time to come back
         await self._store.release_stream(session_id, stream, token=claim.token)
-        return False
+        return None
 
     async def release(self, session_id: str, stream: str, token: int) -> None:
         """Give the stream up."""
@@ -133,26 +156,23 @@ class Owners:
             except StoreError:
                 self._to_release.add((session_id, stream, token))
 
-    # -- those who listen from elsewhere --------------------------------------------------------------------
+    # -- what replicas tell each other ----------------------------------------------------------------------
 
-    async def listen(self, session_id: str, stream: str, seconds: float) -> None:
-        """Tell the stream's owner that somebody listens to it through the store."""
-        with suppress(StoreError):
-            await self._store.claim_stream(session_id, _listeners(stream), owner="listener", lease=seconds)
+    async def send(self, replica: str, letter: Mail) -> None:
+        """Tell another replica. Whether it hears of it is not known."""
+        await mail.send(self._store, replica, letter)
 
-    async def is_listened_to(self, session_id: str, stream: str) -> bool:
-        """Return whether somebody listens to the stream through the store."""
-        if not self._store.shared:
-            return False
-        try:
-            return await self._store.get_stream_claim(session_id, _listeners(stream)) is not None
-        except StoreError:
-            return True  # nothing is ended for not knowing
-
-
-def _record(name: str) -> str:
-    return f"~{name}"
-
-
-def _listeners(stream: str) -> str:
-    return f"{stream}~"
+    async def read_mail(self) -> None:
+        """Hand on what other replicas tell this one, without end."""
+        record = seen = 0
+        while self._store.shared:
+            if record != self._records:
+                record, seen = self._records, 0
+            with suppress(StoreError):
+                async with aclosing(self._store.follow_frames(record_id(self.id), after=seen)) as frames:
+                    async for frame in frames:
+                        seen = frame.seq
+                        letter = mail.read(frame.envelope.raw)
+                        if letter is not None:
+                            self.on_mail(letter)
+            await asyncio.sleep(self._lease / _BEATS)

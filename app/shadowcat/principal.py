@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import base64
 import binascii
-from dataclasses import dataclass
 from hashlib import blake2b
 from typing import Self
 
@@ -29,16 +28,18 @@ class _Claims(msgspec.Struct):
 _claims = msgspec.json.Decoder(_Claims)
 
 
-@dataclass(slots=True, frozen=True)
 class Credentials:
     """What a request shows to be let in: the values of the credential headers, as they came."""
 
-    values: tuple[tuple[bytes, bytes], ...]
+    __slots__ = ("values",)
+
+    def __init__(self, values: Headers) -> None:
+        self.values = values
 
     @classmethod
     def of(cls, headers: Headers, names: frozenset[bytes]) -> Self:
         """Return the credentials among the headers."""
-        return cls(tuple(pair for pair in headers if pair[0] in names))
+        return cls([pair for pair in headers if pair[0] in names])
 
     def __bool__(self) -> bool:
         return bool(self.values)

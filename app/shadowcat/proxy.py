@@ -67,7 +67,7 @@ class Proxy:
         self._gets = gets
         self._settings = settings
         self._counters = counters
-        self.restorer = Restorer(upstream, sessions, recorder, settings, counters)
+        self.restorer = Restorer(upstream, sessions, streams.owners, recorder, settings, counters)
         self.restorer.tell = self._tell
 
     async def forward(self, request: ClientRequest, watch: ClientWatch) -> RelayResponse:
@@ -96,9 +96,10 @@ class Proxy:
         try:
             relay = Relay(response, self._reader(session, request, response))
             if session is not None:
-                # The upstream has processed it: that its client has left by now must not undo our part.
-                with anyio.CancelScope(shield=True):
-                    await self._settle(session, request, response)
+                if response.media is Media.OTHER or self.sessions.has_news(session, request, response):
+                    # The upstream has processed it: that its client has left by now must not undo our part.
+                    with anyio.CancelScope(shield=True):
+                        await self._settle(session, request, response)
                 if sets_standing_state(request):
                     limit = self._settings.max_message_bytes
                     await remember(self.sessions, session, request, response, limit)
@@ -123,8 +124,7 @@ class Proxy:
             self._streams.drop(session.id)
         for message in request.messages:
             if message.method == "notifications/cancelled":
-                for stream in self._streams.of(session.id):
-                    stream.cancel(cancelled_id(message.raw))
+                self._streams.cancel(session.id, cancelled_id(message.raw))
 
     async def _unless_forgotten(
         self, session: Session, request: ClientRequest, response: UpstreamResponse
@@ -283,10 +283,13 @@ class Proxy:
         """Return the stream that answers the request, as one that outlives the client's connection."""
         settings = self._settings
         polled = protocol.is_polled(session.protocol_version)
+        asked = _asked(request)
+        # What opens it again needs who asked only: the message would lie in memory for as long as it lasts.
+        request.body, request.messages = b"", []
         live = LiveStream(
             session.id,
             stream,
-            EventTap(stream, settings.max_message_bytes, _asked(request)),
+            EventTap(stream, settings.max_message_bytes, asked),
             self._reopening(request, session),
             self._recorder,
             settings,

@@ -15,7 +15,7 @@ LONGEST_ID: Final = 1024
 """Characters of an event id or type in the tape; the bounds of tapes count the messages only."""
 
 
-@dataclass(slots=True, frozen=True)
+@dataclass(slots=True)
 class Arrival:
     """Messages that arrived together: an SSE event's, or a plain body's."""
 

@@ -89,8 +89,9 @@ class Recorder:
         """Record what the server sent, and return when it may go on."""
         if arrivals:
             self.server_sent(session_id, arrivals, stream, token)
-            awaited = any(message.kind in _AWAITED for each in arrivals for message in each.messages)
-            await self.settle(ends_turn_of=session_id if awaited else None)
+            if self.durable_first or self._turns is not None:
+                awaited = any(message.kind in _AWAITED for each in arrivals for message in each.messages)
+                await self.settle(ends_turn_of=session_id if awaited else None)
 
     def holds(self, session_id: str) -> bool:
         """Return whether the session's client may act on a message only once it is in the store.
@@ -146,7 +147,8 @@ class Recorder:
                     event=arrival.event,
                     event_id=arrival.event_id,
                     token=token,
-                )
+                ),
+                size,
             )
         if self._timer is None:
             self._set_timer()
@@ -160,9 +162,9 @@ class Recorder:
             self._timer.cancel()
             self._timer = None
 
-    def _wait(self, frame: Frame) -> None:
+    def _wait(self, frame: Frame, size: int) -> None:
         self._waiting.append(frame)
-        self._waiting_bytes += _size((frame,))
+        self._waiting_bytes += size
         self._recorded += 1
 
     def _drop(self, session_id: str) -> None:
@@ -180,7 +182,8 @@ class Recorder:
                 direction="server",
                 envelope=MessageEnvelope(raw, "gap"),
                 at=self._clock(),
-            )
+            ),
+            len(raw) + _FRAME_OVERHEAD,
         )
 
     def _mark_gaps(self) -> None:

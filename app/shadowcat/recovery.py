@@ -9,7 +9,7 @@ import anyio
 from shadowcat import protocol
 from shadowcat.counters import Reason
 from shadowcat.errors import UpstreamError
-from shadowcat.headers import Headers, end_to_end
+from shadowcat.headers import HOP_BY_HOP, Headers, end_to_end
 from shadowcat.inbound import ClientRequest
 from shadowcat.readers import reader_for
 from shadowcat.sse import CONTENT_TYPE
@@ -17,7 +17,7 @@ from shadowcat.upstream import CLOSE_TIMEOUT, OutboundRequest, Upstream, Upstrea
 from shadowcat_stores import MessageEnvelope
 
 # What the client said of its own request. The rest says who it is, and goes along.
-_OF_THE_REQUEST: Final = frozenset(
+_OF_THE_REQUEST: Final = HOP_BY_HOP.union(
     {
         b"accept",
         b"accept-encoding",

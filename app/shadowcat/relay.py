@@ -57,7 +57,8 @@ class Relay:
         """Iterate over all chunks; what arrives in them is recorded before they go on."""
         reader = self.reader
         name = None if self._keeps_last else stream
-        await recorder.pass_on(session_id, self._arrived, name)
+        if self._arrived:
+            await recorder.pass_on(session_id, self._arrived, name)
         for chunk in self._held:
             yield chunk
         self._held.clear()
@@ -67,12 +68,12 @@ class Relay:
         last = b""
         keeps_last = self._keeps_last and recorder.holds(session_id)
         async for chunk in self._chunks:
-            if reader is not None:
-                await recorder.pass_on(session_id, reader.feed(chunk), name)
+            if reader is not None and (arrived := reader.feed(chunk)):
+                await recorder.pass_on(session_id, arrived, name)
             yield last if keeps_last else chunk
             last = chunk
-        if reader is not None:
-            await recorder.pass_on(session_id, reader.end(), name)
+        if reader is not None and (arrived := reader.end()):
+            await recorder.pass_on(session_id, arrived, name)
         if keeps_last:
             yield last
 

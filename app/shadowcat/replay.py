@@ -121,7 +121,7 @@ async def open_streams(store: SessionStore, session_id: str) -> list[Cursor]:
     for frame in await store.get_frames(session_id):
         if frame.stream is not None:
             streams.setdefault(frame.stream, Cursor(frame.stream)).skip([frame])
-        elif frame.envelope.kind in ("response", "error") and frame.direction == "server":  # a plain body
+        elif frame.direction == "server" and frame.envelope.kind in ("response", "error"):  # a plain body
             for cursor in streams.values():
                 cursor.answered.add(frame.envelope.id)
     return [cursor for cursor in streams.values() if cursor.unanswered]

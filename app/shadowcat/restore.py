@@ -1,6 +1,6 @@
 """The upstream has forgotten a session: begin it there anew, once, and let the client's go on.
 
-    refused 404/400 ─▶ one at a time in this process ─▶ one at a time among all (a claim in the store)
+    refused 404/400 ─▶ one at a time in this process ─▶ one at a time among replicas (a claim in the store)
        ─▶ restored by another meanwhile? its id ─▶ `ping` in the old one: still there? the refusal passes
        ─▶ initialize, initialized, standing state ─▶ swap the id by compare-and-set ─▶ the request once more
 
@@ -14,8 +14,8 @@ from __future__ import annotations
 import json
 import logging
 import re
-import secrets
 from collections.abc import Callable
+from functools import partial
 from typing import Final, NoReturn
 
 import anyio
@@ -24,6 +24,7 @@ import msgspec
 from shadowcat.counters import Counters
 from shadowcat.errors import AmbiguousDelivery, RestoreFailed, SessionUnknown, ShadowcatError, UpstreamBroke
 from shadowcat.inbound import ClientRequest
+from shadowcat.owners import Owners
 from shadowcat.protocol import MARK
 from shadowcat.readers import Arrival
 from shadowcat.recorder import Recorder
@@ -42,7 +43,7 @@ REFUSALS: Final = frozenset({400, 404})
 _PATIENCE: Final = 10.0
 """Seconds that all requests of one restoration may take."""
 _LEASE: Final = _PATIENCE + 5.0
-"""Seconds after which the claim of a replica that died while restoring is void."""
+"""Seconds after which a claim is void that was taken, and whose taker never heard of that."""
 _CLAIM: Final = "~restore"
 """No stream has this name."""
 _ASK_AGAIN: Final = 0.05
@@ -73,6 +74,7 @@ class Restorer:
         self,
         upstream: Upstream,
         sessions: SessionManager,
+        owners: Owners,
         recorder: Recorder,
         settings: Settings,
         counters: Counters,
@@ -81,11 +83,11 @@ class Restorer:
         """Gets the notifications that a restored session's client is to be sent on its GET stream."""
         self._upstream = upstream
         self._sessions = sessions
+        self._owners = owners
         self._recorder = recorder
         self._enabled = settings.restore_sessions
         self._limit = settings.max_message_bytes
         self._counters = counters
-        self._owner = secrets.token_urlsafe(8)
         self._flights: dict[str, _Flight] = {}
 
     async def restored(
@@ -142,8 +144,9 @@ class Restorer:
         return flight.session
 
     async def _claimed(self, session: Session, request: ClientRequest) -> Session | None:
-        claiming = (session.id, _CLAIM, self._owner, _LEASE)
-        while (token := await self._sessions.claim(*claiming)) is None:  # noqa: ASYNC110 - it is another process's
+        # A replica that has no record claims nothing: what it begins beside others loses by compare-and-set.
+        claim = partial(self._owners.claim, session.id, _CLAIM, _LEASE)
+        while (token := await self._sessions.ask(claim())) is None:  # noqa: ASYNC110 - it is another process's
             await anyio.sleep(_ASK_AGAIN)
         try:
             current = await self._sessions.read(session.id)
@@ -152,7 +155,7 @@ class Restorer:
             return await self._restore(current, request)
         finally:
             with anyio.CancelScope(shield=True):
-                await self._sessions.release(session.id, _CLAIM, token)
+                await self._owners.release(session.id, _CLAIM, token)
 
     async def _restore(self, session: Session, request: ClientRequest) -> Session | None:
         recovery = Recovery(self._upstream, request, self._limit)

@@ -22,7 +22,7 @@ from shadowcat.signals import on_signals
 from shadowcat.streams import LiveStreams
 from shadowcat.transports import http_transport
 from shadowcat.upstream import Upstream
-from shadowcat.watch import ClientWatch
+from shadowcat.watch import Watches
 from shadowcat_stores import SessionStore, StoreError, StoreUnavailable, StoreUnusable
 
 logger = logging.getLogger("shadowcat")
@@ -51,8 +51,8 @@ class Service:
         self.settings = settings
         self.counters = Counters()
         self.owners = Owners(store, settings.replica_lease)
-        self.streams = LiveStreams(self.owners)
-        self.watches: set[ClientWatch] = set()
+        self.streams = LiveStreams(self.owners, store, settings)
+        self.watches = Watches()
         """Of all requests that are being answered."""
         self.recorder = Recorder(store, settings, self.counters)
         self.running = False
@@ -94,6 +94,7 @@ class Service:
             _run_beside(stack, self._keep_alive(), "shadowcat-keep-alive")
             _run_beside(stack, self._comment(), "shadowcat-comments")
             await stack.enter_async_context(self.owners.alive())
+            _run_beside(stack, self.owners.read_mail(), "shadowcat-mail")
             _run_beside(stack, self._look_after(), "shadowcat-look-after")
             stack.enter_context(on_signals(self.drain))
             self.running = True
@@ -158,7 +159,7 @@ class Service:
         self.draining = True
         for stream in self.streams.all():
             stream.hand_on()
-        for watch in tuple(self.watches):
+        for watch in self.watches:
             if watch.harmless:
                 watch.cut()
         self._grace = asyncio.get_running_loop().call_later(self.settings.shutdown_grace, self._cut)
@@ -172,7 +173,7 @@ class Service:
             logger.warning("requests that are cut because the server stops: %d", len(self.watches))
         for stream in self.streams.all():
             stream.end()
-        for watch in tuple(self.watches):
+        for watch in self.watches:
             watch.cut()
 
     async def _comment(self) -> None:
@@ -183,11 +184,11 @@ class Service:
             self.streams.keep_alive(silence)
 
     async def _look_after(self) -> None:
-        """See to the streams whose sessions and clients have gone to other replicas."""
+        """See to the streams whose sessions other replicas have ended."""
         while self.store.shared:
             await asyncio.sleep(1)
             with suppress(StoreError):
-                await self.streams.look_after(self.store)
+                await self.streams.look_after()
 
     async def _keep_alive(self) -> None:
         """Keep the sessions of open streams from expiring under them, and end those that have ended."""

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import logging
 import secrets
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
-from typing import Final
+from collections.abc import Awaitable, Callable
+from typing import Final, TypeVar
 
-import anyio
 import msgspec
 
+from shadowcat.begun import within
 from shadowcat.envelope import stated_version
 from shadowcat.errors import SessionRequired, SessionUnknown, StoreDown, UpstreamError
 from shadowcat.inbound import ClientRequest
@@ -31,6 +30,8 @@ from shadowcat_stores import (
 )
 
 logger = logging.getLogger("shadowcat.sessions")
+
+T = TypeVar("T")
 
 _ID_BYTES: Final = 24
 _TOUCH_AT_MOST: Final = 60.0
@@ -92,11 +93,10 @@ class SessionManager:
         if session_id is None:
             self._require_none(request)
             return None
-        with self._store_errors():
-            session = await self._cache.get(session_id)
+        session = await self.ask(self._cache.get(session_id))
         if session is None or session.upstream != self._upstream or session_id in self._ended:
             raise SessionUnknown
-        if not may_use(session, self._credentials(request)):
+        if session.principal and not may_use(session, self._credentials(request)):
             raise SessionUnknown
         await self._touch(session)
         if request.method == "DELETE":
@@ -112,8 +112,7 @@ class SessionManager:
     async def current(self, session: Session) -> Session:
         """Return the session as it is now; as it was where the store does not say."""
         try:
-            with self._store_errors():
-                return await self._cache.get(session.id) or session
+            return await self.ask(self._cache.get(session.id)) or session
         except StoreDown:
             return session
 
@@ -147,8 +146,7 @@ class SessionManager:
         Raises:
             StoreDown: the store does not take it.
         """
-        with self._store_errors():
-            return await self._store.touch_session(session_id, self._store.clock() + self._ttl)
+        return await self.ask(self._store.touch_session(session_id, self._store.clock() + self._ttl))
 
     async def begin(
         self, request: ClientRequest, response: UpstreamResponse, answer: MessageEnvelope | None
@@ -183,11 +181,17 @@ class SessionManager:
             server_info=_at_most(bytes(result.server_info)),
             server_capabilities=_at_most(bytes(result.capabilities)),
         )
-        with self._store_errors():
-            try:
-                return await self._store.create_session(with_accepted(session, self._credentials(request)))
-            except SessionExists:
-                raise UpstreamError("The upstream gave a session id that is in use.") from None
+        session = with_accepted(session, self._credentials(request))
+        try:
+            return await self.ask(self._store.create_session(session))
+        except SessionExists:
+            raise UpstreamError("The upstream gave a session id that is in use.") from None
+
+    def has_news(self, session: Session, request: ClientRequest, response: UpstreamResponse) -> bool:
+        """Return whether the upstream's answer says something of the session that is to be kept."""
+        if request.method == "DELETE":
+            return True
+        return response.status < 300 and with_accepted(session, self._credentials(request)) is not session
 
     async def settle(self, session: Session, request: ClientRequest, response: UpstreamResponse) -> None:
         """Keep what the upstream's answer says about the session: an accepted credential, or its end.
@@ -195,11 +199,11 @@ class SessionManager:
         The request has been processed by now, so a store that does not take it costs the client no answer.
         """
         try:
-            with self._store_errors():
-                if request.method == "DELETE" and (response.status < 300 or response.status == 404):
-                    await self._end(session.id)
-                elif response.status < 300:
-                    await self._accept(session, self._credentials(request))
+            if request.method == "DELETE" and (response.status < 300 or response.status == 404):
+                await self.ask(self._end(session.id))
+            elif response.status < 300:
+                credentials = self._credentials(request)
+                await self.update(session, lambda current: with_accepted(current, credentials))
         except StoreDown as exc:
             logger.warning("session %s could not be updated: %s", session.id, exc)
         finally:
@@ -221,8 +225,7 @@ class SessionManager:
             StoreDown: it still is.
         """
         for session_id in tuple(self._ended):
-            with self._store_errors():
-                await self._end(session_id)
+            await self.ask(self._end(session_id))
 
     async def read(self, session_id: str) -> Session:
         """Return the session as the store has it now.
@@ -231,8 +234,7 @@ class SessionManager:
             SessionUnknown: it has ended.
             StoreDown: the store cannot say.
         """
-        with self._store_errors():
-            session = await self._store.get_session(session_id)
+        session = await self.ask(self._store.get_session(session_id))
         if session is None or session_id in self._ended:
             self._cache.discard(session_id)
             raise SessionUnknown
@@ -250,51 +252,30 @@ class SessionManager:
         Raises:
             StoreDown: the store does not take it.
         """
-        with self._store_errors():
-            current: Session | None = session
-            while current is not None and (changed := change(current)) is not current:
-                try:
-                    current = await self._store.update_session(changed)
-                    break
-                except SessionConflict:
-                    current = await self._store.get_session(session.id)
-                except SessionNotFound:
-                    current = None
+        current = await self.ask(self._change(session, change))
         if current is None:
             self._cache.discard(session.id)
         elif current is not session:
             self._cache.put(current)
         return current
 
+    async def _change(self, session: Session, change: Callable[[Session], Session]) -> Session | None:
+        current: Session | None = session
+        while current is not None and (changed := change(current)) is not current:
+            try:
+                return await self._store.update_session(changed)
+            except SessionConflict:
+                current = await self._store.get_session(session.id)
+            except SessionNotFound:
+                return None
+        return current
+
     async def end(self, session_id: str) -> None:
         """Delete the session: at once for this process, in the store as soon as it takes it."""
         try:
-            with self._store_errors():
-                await self._end(session_id)
+            await self.ask(self._end(session_id))
         except StoreDown as exc:
             logger.warning("session %s could not be deleted yet: %s", session_id, exc)
-
-    async def claim(self, session_id: str, name: str, owner: str, lease: float) -> int | None:
-        """Become the only one, among all processes, who has this name's claim; return the token to release.
-
-        Returns:
-            The token; `None` while somebody else has the claim.
-
-        Raises:
-            SessionUnknown: the session has ended.
-            StoreDown: the store cannot say.
-        """
-        with self._store_errors():
-            try:
-                claim = await self._store.claim_stream(session_id, name, owner=owner, lease=lease)
-            except SessionNotFound:
-                raise SessionUnknown from None
-        return None if claim is None else claim.token
-
-    async def release(self, session_id: str, name: str, token: int) -> None:
-        """Give the claim back. A store that does not take it lets it run out."""
-        with suppress(StoreDown), self._store_errors():
-            await self._store.release_stream(session_id, name, token=token)
 
     def may_restore(self, session: Session, request: ClientRequest) -> bool:
         """Return whether the session may be begun anew upstream with what this request shows.
@@ -309,16 +290,17 @@ class SessionManager:
             or credentials.principal(session.id) == session.principal
         )
 
-    async def _accept(self, session: Session, credentials: Credentials) -> None:
-        if with_accepted(session, credentials) is not session:
-            await self.update(session, lambda current: with_accepted(current, credentials))
+    async def ask(self, call: Awaitable[T]) -> T:
+        """Return what the store answers, in the time that it may take.
 
-    @contextmanager
-    def _store_errors(self) -> Iterator[None]:
-        """Bound the time the store may take, and say its errors as the client is to be told them."""
+        Raises:
+            StoreDown: it does not, said as the client is to be told it.
+            SessionExists, SessionNotFound: as the call does.
+        """
         try:
-            with anyio.fail_after(self._timeout):
-                yield
+            return await within(self._timeout, call)
+        except (SessionExists, SessionNotFound):
+            raise
         except StoreFull as exc:
             raise StoreDown(f"No more sessions can be kept: {exc}") from exc
         except StoreError as exc:

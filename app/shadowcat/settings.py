@@ -63,6 +63,11 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     credential_headers: tuple[str, ...] = ("authorization", "x-api-key")
     """Request headers that say who the client is. A session belongs to who opened it."""
 
+    transport: Literal["http1", "httpx2"] = "http1"
+    """How upstreams are reached. `http1`: HTTP/1.1, right on the event loop. `httpx2`: the HTTP client of
+    that name, at several times the CPU; it bears with some servers that `http1` refuses, and counts
+    `max_connections` over all upstreams together. For HTTP/2 or an HTTP proxy, hand `create_app` a transport
+    of your own."""
     connect_timeout: float = 5.0
     """Seconds to connect to the upstream, and to wait for a free connection."""
     response_timeout: float | None = None

@@ -21,7 +21,7 @@ COMMENT: Final = b":\n\n"
 """What keeps a silent connection alive, and is no event."""
 
 
-@dataclass(slots=True, frozen=True)
+@dataclass(slots=True)  # frozen costs 1 µs an event
 class SSEBlock:
     """What stands between two blank lines: an event, or only comments and settings such as `retry`."""
 
@@ -62,6 +62,10 @@ class SSEFramer:
         buffer += chunk
         blocks: list[SSEBlock] = []
         start = 0
+        if b"\r" not in buffer:  # most servers end lines with LF alone, and finding that costs a tenth
+            while (end := buffer.find(b"\n\n", max(start, self._searched)) + 2) > 1:
+                blocks.append(self._block(bytes(buffer[start:end])))
+                start = self._searched = end
         while match := _BOUNDARY.search(buffer, max(start, self._searched)):
             end = match.end()
             blocks.append(self._block(bytes(buffer[start:end])))
@@ -87,6 +91,8 @@ class SSEFramer:
 
 
 def _parse(raw: bytes, text: bytes) -> SSEBlock:
+    if text.startswith(b"data: ") and text.find(b"\n") == len(text) - 2 and b"\r" not in text:
+        return SSEBlock(raw, text[6:-2])  # as most servers write it
     data: list[bytes] = []
     event = event_id = retry = None
     for line in text.splitlines():
@@ -105,6 +111,8 @@ def _parse(raw: bytes, text: bytes) -> SSEBlock:
 
 def with_id(raw: bytes, event_id: str) -> bytes:
     """Return the bytes of an event that has no id, with this one."""
+    if raw[0] not in b"\xef\r\n":
+        return b"id: %b\n%b" % (event_id.encode(), raw)
     at = _BEFORE_FIELDS.match(raw).end()  # type: ignore[union-attr]  # it matches everything
     return b"%bid: %b\n%b" % (raw[:at], event_id.encode(), raw[at:])
 

@@ -12,29 +12,37 @@ import anyio
 
 from shadowcat.listener import Listener
 from shadowcat.live import LiveStream
+from shadowcat.mail import Cancel, Leave, Listen, Mail
 from shadowcat.owners import Owners
+from shadowcat.replay import open_streams
+from shadowcat.settings import Settings
 from shadowcat.sse import COMMENT
 from shadowcat.upstream import UpstreamResponse
-from shadowcat_stores import SessionStore, StoreError
+from shadowcat_stores import JsonRpcId, SessionStore, StoreError
 
 _COMES_WITHIN: Final = 2.0
 """Seconds within which a listener comes to a stream that was opened for it."""
 
-
 _AT_A_TIME: Final = 200
 """Sessions that are looked for in the store at a time."""
 _BETWEEN: Final = 0.2
-"""Seconds between such looks."""
+"""Seconds between such looks, and between attempts to claim a stream."""
+_UNDER_WAY: Final = 0.25
+"""Seconds that another replica's frames and claims may take to the store after its window."""
 
 
 class LiveStreams:
     """All of them, and every other response that is open. Empty again when every client has gone."""
 
-    def __init__(self, owners: Owners) -> None:
+    def __init__(self, owners: Owners, store: SessionStore, settings: Settings) -> None:
         self.owners = owners
         owners.on_loss = self._claim_again
-        self.followers: set[Listener] = set()
-        """Those who are sent streams from the tape."""
+        owners.on_mail = self._read_mail
+        self.settings = settings
+        self.followers: dict[str, Listener] = {}
+        """Those who are sent streams from the tape, by the names that other replicas know them by."""
+        self._store = store
+        self._cancelling = anyio.Lock()
         self._open: set[object] = set()
         self._live: dict[str, dict[str, LiveStream]] = {}
         self._tasks: set[asyncio.Task[None]] = set()
@@ -65,14 +73,30 @@ class LiveStreams:
             self._do(self._claim(stream))
 
     async def _claim(self, stream: LiveStream) -> None:
-        with suppress(StoreError):
-            token = await self.owners.claim(stream.session_id, stream.name)
-            if token is None:
-                stream.drop()
-            elif stream.over.is_set():
-                await self.owners.release(stream.session_id, stream.name, token)
-            else:
-                stream.token = token
+        token = await self._claimed(stream.session_id, stream.name)
+        if token is None:
+            stream.drop()
+        elif stream.over.is_set():
+            await self.owners.release(stream.session_id, stream.name, token)
+        else:
+            stream.token = token
+
+    async def _claimed(self, session_id: str, name: str) -> int | None:
+        """Claim the stream, as often as it takes: a store that did not answer may have taken the claim."""
+        while True:
+            try:
+                return await self.owners.claim(session_id, name)
+            except StoreError:
+                await asyncio.sleep(_BETWEEN)
+
+    def disclaim(self, session_id: str, name: str) -> None:
+        """Give up a claim of which the store has not said whether it took it."""
+        self._do(self._disclaim(session_id, name))
+
+    async def _disclaim(self, session_id: str, name: str) -> None:
+        token = await self._claimed(session_id, name)
+        if token and self.find(session_id, name) is None:
+            await self.owners.release(session_id, name, token)
 
     def _claim_again(self) -> None:
         for stream in self.all():
@@ -80,20 +104,16 @@ class LiveStreams:
                 stream.token = 0
                 self.claim(stream)
 
-    async def look_after(self, store: SessionStore) -> None:
-        """Do what other replicas cannot: end the streams of sessions that were ended there, and read on those
-        that somebody listens to there.
+    async def look_after(self) -> None:
+        """End the streams of sessions that were ended at other replicas.
 
         Raises:
             StoreError: as the store does.
         """
-        for stream in self.all():
-            if stream.listener is None and await self.owners.is_listened_to(stream.session_id, stream.name):
-                stream.read_on()
         session_ids = list(self._live)
         for at in range(0, len(session_ids), _AT_A_TIME):
             asked = session_ids[at : at + _AT_A_TIME]
-            alive = await store.get_sessions_batch(asked)
+            alive = await self._store.get_sessions_batch(asked)
             for session_id in asked:
                 if session_id not in alive:
                     self.drop(session_id)
@@ -103,6 +123,73 @@ class LiveStreams:
         """End the streams of a session that has ended: nobody waits for what is missing."""
         for stream in self.of(session_id):
             stream.drop()
+
+    # -- who listens, and who has cancelled, wherever that is ------------------------------------------------
+
+    def attach(self, stream: LiveStream, listener: Listener) -> bool:
+        """Let the listener have what comes from now on, instead of any other; where a newer one listens at
+        another replica, end this one.
+
+        Returns:
+            Whether the stream, or a newer listener, has it: not where the stream has ended.
+        """
+        remote = stream.remote
+        if remote is not None and stream.is_followed and remote.since > listener.since:
+            listener.hand_over()
+            return True
+        if not stream.attach(listener):
+            return False
+        if remote is not None:
+            stream.remote = None
+            self._dismiss(remote)
+        return True
+
+    def cancel(self, session_id: str, request_id: JsonRpcId) -> None:
+        """Expect no answer to this request any more, on whichever replica."""
+        if request_id is None:
+            return  # it could not be read; a stream that expects `None` is one whose request nobody knows
+        is_here = [stream.cancel(request_id) for stream in self.of(session_id)]
+        if self.owners.id and not any(is_here):
+            self._do(self._cancel_elsewhere(session_id, request_id))
+
+    async def _cancel_elsewhere(self, session_id: str, request_id: JsonRpcId) -> None:
+        for pause in (0.0, self.settings.record_window + _UNDER_WAY):
+            await asyncio.sleep(pause)
+            with suppress(StoreError):
+                for name in await self._asked_on(session_id, request_id):
+                    owner = await self.owners.other(session_id, name)
+                    if owner is not None:
+                        await self.owners.send(owner, Cancel(session_id, name, request_id))
+                        return
+
+    async def _asked_on(self, session_id: str, request_id: JsonRpcId) -> list[str]:
+        """Return the streams that the tape expects this request's answer on."""
+        async with self._cancelling:  # one tape in memory at a time, however many a client cancels
+            streams = await open_streams(self._store, session_id)
+        return [cursor.stream for cursor in streams if request_id in cursor.unanswered]
+
+    def _read_mail(self, mail: Mail) -> None:
+        if isinstance(mail, Leave):
+            follower = self.followers.get(mail.listener)
+            if follower is not None:
+                follower.hand_over()
+            return
+        stream = self.find(mail.session_id, mail.stream)
+        if stream is None:
+            return
+        if isinstance(mail, Cancel):
+            stream.cancel(mail.request_id)
+            return
+        former = stream.remote
+        if not stream.follow(mail):
+            self._dismiss(mail)
+        elif former is not None and former.listener != mail.listener:
+            self._dismiss(former)
+
+    def _dismiss(self, remote: Listen) -> None:
+        self._do(self.owners.send(remote.replica, Leave(remote.listener)))
+
+    # -- their tasks -----------------------------------------------------------------------------------------
 
     def _do(self, work: Coroutine[None, None, None]) -> None:
         task = asyncio.get_running_loop().create_task(work)
@@ -150,7 +237,7 @@ class LiveStreams:
     def keep_alive(self, silence: float) -> None:
         """Send a comment where nothing was sent for so many seconds."""
         before = time.monotonic() - silence
-        for listener in tuple(self.followers):
+        for listener in tuple(self.followers.values()):
             if listener.wrote_at <= before:
                 listener.send_beside(COMMENT)
         for stream in self.all():

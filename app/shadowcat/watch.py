@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import time
+from collections import deque
+from collections.abc import Iterator
 from types import TracebackType
 from typing import Final, Protocol, Self
 
@@ -23,6 +26,45 @@ class Answer(Protocol):
         """End as soon as can be."""
 
 
+class Watches:
+    """The watches of all requests that are being answered, and the one timer that begins them."""
+
+    def __init__(self) -> None:
+        self._all: set[ClientWatch] = set()
+        self._young: deque[tuple[float, ClientWatch]] = deque()
+        """Those that have not begun, and when they will; the ended ones among them still count."""
+        self._timer: asyncio.TimerHandle | None = None
+
+    def __iter__(self) -> Iterator[ClientWatch]:
+        return iter(tuple(self._all))
+
+    def __len__(self) -> int:
+        return len(self._all)
+
+    def add(self, watch: ClientWatch) -> None:
+        """Count the watch, and begin it after `PATIENCE`."""
+        self._all.add(watch)
+        self._young.append((time.monotonic() + PATIENCE, watch))
+        if self._timer is None:
+            self._timer = asyncio.get_running_loop().call_later(PATIENCE, self._begin)
+
+    def discard(self, watch: ClientWatch) -> None:
+        """Count it no more."""
+        self._all.discard(watch)
+
+    def _begin(self) -> None:
+        self._timer = None
+        now = time.monotonic()
+        while self._young:
+            at, watch = self._young[0]
+            if at > now:
+                self._timer = asyncio.get_running_loop().call_later(at - now, self._begin)
+                return
+            self._young.popleft()
+            if watch in self._all:
+                watch.begin()
+
+
 class ClientWatch:
     """Cancels the block it surrounds when the client has left: as soon as it has, or `patience` later.
 
@@ -30,7 +72,7 @@ class ClientWatch:
     pending upstream request nor `send` would show that nobody is there any more. Only `receive` does.
     """
 
-    def __init__(self, receive: Receive, among: set[ClientWatch], *, harmless: bool = False) -> None:
+    def __init__(self, receive: Receive, among: Watches, *, harmless: bool = False) -> None:
         self.harmless = harmless
         """Whether what is awaited has no effect upstream: a server that stops need not wait for it."""
         self.patience = 0.0
@@ -44,13 +86,17 @@ class ClientWatch:
         self.was_cut = False
         """Whether the block was left because of `cut`."""
         self._task: asyncio.Task[None] | None = None
+        self._is_over = False
 
     def __enter__(self) -> Self:
         self._scope.__enter__()
         self._among.add(self)
-        loop = asyncio.get_running_loop()
-        self._timer = loop.call_later(PATIENCE, self._start, loop)
         return self
+
+    def begin(self) -> None:
+        """Watch, unless the answer is out by now."""
+        if not self._is_over:
+            self._task = asyncio.get_running_loop().create_task(self._watch())
 
     def hand_to(self, answer: Answer) -> None:
         """Let the answer itself deal with the client's leaving from now on."""
@@ -75,7 +121,7 @@ class ClientWatch:
 
     def stop(self) -> None:
         """Stop watching: the answer is out, and servers call its end a disconnect as well."""
-        self._timer.cancel()
+        self._is_over = True
         if self._task is not None:
             self._task.cancel()
 
@@ -88,9 +134,6 @@ class ClientWatch:
         self.stop()
         self._among.discard(self)
         return self._scope.__exit__(exc_type, exc, traceback)
-
-    def _start(self, loop: asyncio.AbstractEventLoop) -> None:
-        self._task = loop.create_task(self._watch())
 
     async def _watch(self) -> None:
         while (await self._receive())["type"] != "http.disconnect":

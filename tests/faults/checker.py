@@ -89,8 +89,11 @@ class _Judged:
                 broken = heard.call in self._ledger.broken or killed or forgotten
                 return not known and (broken or not executed)
             case "refused":
-                # The newest of the tape is lost with a killed proxy.
-                return not known and (forgotten or (killed and self._schedule.record_window > 0))
+                # The newest of the tape is lost with a killed proxy, where it waits for the store.
+                behind = self._schedule.record_window > 0 or self._ledger.has_struck(
+                    "hang_store", "restart_store"
+                )
+                return not known and (forgotten or (killed and bool(behind)))
             case _:
                 return False
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import socket
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from functools import partial
@@ -34,7 +35,7 @@ class NumberingUpstream:
         self._connections: dict[int, Connection] = {}
         self._tasks: set[asyncio.Task[None]] = set()
         self._port = free_port()
-        self._server: asyncio.Server | None = None
+        self._listening: socket.socket | None = None
 
     @property
     def url(self) -> str:
@@ -42,20 +43,36 @@ class NumberingUpstream:
 
     async def listen(self) -> None:
         """Take connections, on the same port as ever."""
-        self._server = await asyncio.start_server(self.scripted.accept, "127.0.0.1", self._port)
+        listening = self._listening = socket.create_server(("127.0.0.1", self._port), backlog=100)
+        listening.setblocking(False)
+        asyncio.get_running_loop().add_reader(listening, self._accept, listening)
+
+    def _accept(self, listening: socket.socket) -> None:
+        # asyncio's own servers forget a connection that they accept while they are closed: it would hang.
+        connection, _ = listening.accept()
+        loop = asyncio.get_running_loop()
+        self._run(loop.connect_accepted_socket(self._protocol, connection))
+
+    def _protocol(self) -> asyncio.StreamReaderProtocol:
+        return asyncio.StreamReaderProtocol(asyncio.StreamReader(), self.scripted.accept)
 
     @property
     def is_listening(self) -> bool:
-        return self._server is not None and self._server.is_serving()
+        return self._listening is not None
 
     def close(self) -> None:
         """Take no more connections, and cut those that there are."""
-        assert self._server is not None
-        self._server.close()
+        self._stop_listening()
         for log in (*self.calls.values(), *self.gets.values()):
             self._lose(log)
         for connection in self._connections.values():
             connection.cut()
+
+    def _stop_listening(self) -> None:
+        if self._listening is not None:
+            asyncio.get_running_loop().remove_reader(self._listening)
+            self._listening.close()
+            self._listening = None
 
     def cut(self, number: int) -> str | None:
         """Cut one of the connections that wait for messages, or are being answered; return whose."""
@@ -82,8 +99,7 @@ class NumberingUpstream:
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
-        if self._server is not None:
-            self._server.close()
+        self._stop_listening()
         await self.scripted.aclose()
 
     def _lose(self, log: Log) -> None:
@@ -139,6 +155,8 @@ class NumberingUpstream:
         log = self.calls.setdefault(call, Log(f"call {call}", session, polls=params["polls"]))
         log.follower = connection
         self._ledger.executed[call] += 1
+        if connection.writer.is_closing():  # it was cut with the request in it
+            self._ledger.broken.add(call)
         self._run(self._execute(log, params))
         self._ledger.tick(f"the upstream executes {log.name}")
         if params["events"]:

@@ -6,8 +6,9 @@ import json
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Self
 
+import anyio
 import httpx2
 
 from shadowcat import Settings, create_app
@@ -44,6 +45,10 @@ class Proxied:
     @property
     def url(self) -> str:
         return self.base + self.path
+
+    def at(self, other: Proxied) -> Self:
+        """Return the other proxy, as the client of this one's session sees it."""
+        return type(self)(other.service, other.store, other.base, other.client, session_id=self.session_id)
 
     def _headers(self, extra: Mapping[str, str]) -> dict[str, str]:
         session = {"Mcp-Session-Id": self.session_id} if self.session_id else {}
@@ -97,3 +102,12 @@ async def proxied(
     async with serve(app) as base, plain_http() as client:
         client.headers.clear()
         yield Proxied(app.state.shadowcat, store, base, client)
+
+
+@asynccontextmanager
+async def replica(upstream: str, store: SessionStore, **settings: Any) -> AsyncIterator[Proxied]:
+    """Run the app on a shared store, where the others know of it by now."""
+    async with proxied(upstream, store, **settings) as running:
+        while not running.service.owners.id:
+            await anyio.lowlevel.checkpoint()
+        yield running

@@ -69,6 +69,12 @@ class Told:
             await self.news.wait()
 
 
+def cancelled(request_id: object = "c-1") -> dict[str, object]:
+    """Return the message with which a client gives its request up."""
+    params = {"requestId": request_id}
+    return {"jsonrpc": "2.0", "method": "notifications/cancelled", "params": params}
+
+
 @asynccontextmanager
 async def calling(proxy: Proxied, **headers: str) -> AsyncIterator[Events]:
     async with proxy.stream("POST", POST, **headers) as response:
@@ -87,6 +93,12 @@ async def resuming(proxy: Proxied, event_id: str | None, **headers: str) -> Asyn
 async def detached(proxy: Proxied) -> None:
     """Return when nobody listens to any stream."""
     while any(stream.listener is not None for stream in proxy.service.streams.all()):
+        await anyio.lowlevel.checkpoint()
+
+
+async def claimed(proxy: Proxied) -> None:
+    """Return when the others can know who reads the streams."""
+    while not all(stream.token for stream in proxy.service.streams.all()):
         await anyio.lowlevel.checkpoint()
 
 

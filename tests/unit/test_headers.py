@@ -8,9 +8,7 @@ from hypothesis import strategies as st
 
 from shadowcat.headers import HOP_BY_HOP, accepts, end_to_end, media_type
 
-names = st.sampled_from(
-    [b"Accept", b"x-a", b"X-A", b"x-b", b"connection", b"TE", b"Set-Cookie", b"Keep-Alive"]
-)
+names = st.sampled_from([b"accept", b"x-a", b"x-b", b"connection", b"te", b"set-cookie", b"keep-alive"])
 values = st.sampled_from([b"", b"1", b"x-a", b"close, X-B", b" x-a , te"])
 
 
@@ -19,18 +17,16 @@ def test_order_and_repetitions_stay_and_hop_by_hop_goes(headers: list[tuple[byte
     listed = {
         token.strip().lower()
         for name, value in headers
-        if name.lower() == b"connection"
+        if name == b"connection"
         for token in value.split(b",")
     }
     assert end_to_end(headers) == [
-        (name.lower(), value)
-        for name, value in headers
-        if name.lower() not in HOP_BY_HOP and name.lower() not in listed
+        (name, value) for name, value in headers if name not in HOP_BY_HOP and name not in listed
     ]
 
 
 def test_more_can_be_dropped() -> None:
-    assert end_to_end([(b"Host", b"a"), (b"X", b"b")], frozenset({b"host"})) == [(b"x", b"b")]
+    assert end_to_end([(b"host", b"a"), (b"x", b"b")], HOP_BY_HOP | {b"host"}) == [(b"x", b"b")]
 
 
 @pytest.mark.parametrize(

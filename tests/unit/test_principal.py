@@ -26,7 +26,7 @@ def jwt(payload: object) -> bytes:
 
 
 def test_a_session_belongs_to_who_began_it() -> None:
-    alice, nobody = bearer(b"alice"), Credentials(())
+    alice, nobody = bearer(b"alice"), Credentials([])
     assert may_use(SESSION, alice)
     assert may_use(SESSION, nobody)
     assert may_use(with_accepted(SESSION, alice), nobody)  # begun without credentials, and so it stays
@@ -75,7 +75,7 @@ def test_a_token_that_is_no_jwt_stands_for_itself(token: bytes) -> None:
 
 
 def test_other_schemes_stand_for_themselves() -> None:
-    basic = Credentials(((b"authorization", b"Basic " + jwt({"iss": "i", "sub": "s"})),))
+    basic = Credentials([(b"authorization", b"Basic " + jwt({"iss": "i", "sub": "s"}))])
     assert basic.principal("s").startswith("key:")
 
 

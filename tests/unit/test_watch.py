@@ -5,7 +5,7 @@ from __future__ import annotations
 import anyio
 import pytest
 
-from shadowcat.watch import ClientWatch
+from shadowcat.watch import ClientWatch, Watches
 
 
 async def test_the_block_is_cancelled_when_the_client_leaves() -> None:
@@ -15,7 +15,7 @@ async def test_the_block_is_cancelled_when_the_client_leaves() -> None:
         return messages.pop()
 
     reached = False
-    with anyio.fail_after(5), ClientWatch(receive, set()):
+    with anyio.fail_after(5), ClientWatch(receive, Watches()):
         await anyio.sleep_forever()
         reached = True
     assert not reached
@@ -26,7 +26,7 @@ async def test_a_fast_answer_starts_no_watcher() -> None:
     async def receive() -> dict[str, str]:
         raise AssertionError
 
-    with ClientWatch(receive, set()) as watch:
+    with ClientWatch(receive, Watches()) as watch:
         watch.stop()
     await anyio.lowlevel.checkpoint()
 
@@ -35,7 +35,7 @@ async def test_exceptions_pass() -> None:
     async def receive() -> dict[str, str]:
         raise AssertionError
 
-    with pytest.raises(KeyError), ClientWatch(receive, set()):
+    with pytest.raises(KeyError), ClientWatch(receive, Watches()):
         raise KeyError
 
 
@@ -47,7 +47,7 @@ async def test_a_stopped_watch_cancels_nothing() -> None:
         await gone.wait()
         return {"type": "http.disconnect"}
 
-    with anyio.fail_after(5), ClientWatch(receive, set()) as watch:
+    with anyio.fail_after(5), ClientWatch(receive, Watches()) as watch:
         await asked.wait()
         watch.stop()
         gone.set()

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from pathlib import Path
+from collections.abc import Callable
 from typing import Any
 
 import anyio
 import pytest
 
 from shadowcat.inbound import ClientRequest
+from shadowcat.owners import Owners
 from shadowcat.upstream import OutboundRequest, Upstream, UpstreamResponse
-from shadowcat_stores import Session, SessionStore, SQLiteStore, StoreUnavailable, store_from_url
+from shadowcat_stores import Session, SessionStore, StoreUnavailable
 from tests.support.forgetful import (
     RECOVERY,
     TEXT,
@@ -21,38 +21,17 @@ from tests.support.forgetful import (
     requests_of,
     upstream_id,
 )
-from tests.support.proxying import Proxied, proxied, request
+from tests.support.proxying import Proxied, proxied, replica, request
 from tests.support.raw import raw_client, raw_request
-from tests.support.redis import redis_server
 from tests.support.upstream import Connection, Received, ScriptedUpstream
-
-
-@pytest.fixture(params=["sqlite", "redis"])
-def stores(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[list[SessionStore]]:
-    """The stores of two replicas."""
-    if request.param == "sqlite":
-        yield [SQLiteStore(tmp_path / "sessions.db") for _ in range(2)]
-    else:
-        with redis_server() as server:
-            yield [store_from_url(server.url) for _ in range(2)]
 
 
 async def test_a_hundred_refused_requests_restore_once_and_execute_once_each(
     proxy: Proxied, server: ForgetfulServer
 ) -> None:
-    claimed = 0
-    claim_stream = proxy.store.claim_stream
-
-    async def counted(*args: Any, **options: Any) -> Any:
-        nonlocal claimed
-        claimed += 1
-        return await claim_stream(*args, **options)
-
-    proxy.store.claim_stream = counted  # type: ignore[method-assign]
     await proxy.begin()
     server.forget()
     responses = await call_all([proxy], server, 100)
-    assert claimed == 1
     assert {each.status_code for each in responses} == {200}
     assert sorted(each["number"] for each in server.executed) == list(range(100))
     assert server.methods.count("initialize") == server.methods.count("ping") == 1
@@ -140,27 +119,31 @@ async def test_a_session_that_ends_while_it_is_restored_has_ended(
 
 
 async def test_a_store_that_is_down_restores_nothing_and_ends_nothing(
-    proxy: Proxied, server: ForgetfulServer, monkeypatch: pytest.MonkeyPatch
+    upstream: ScriptedUpstream,
+    stores: list[SessionStore],
+    server: ForgetfulServer,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     async def refuse(*args: Any, **options: Any) -> Any:
         raise StoreUnavailable("down")
 
-    await proxy.begin()
-    for name, recovered in (("claim_stream", 0), ("update_session", 3)):
-        server.forget()
-        with monkeypatch.context() as patch:
-            patch.setattr(proxy.store, name, refuse)
-            response = await proxy.call()
-        assert (response.status_code, response.headers["retry-after"]) == (503, "2")
-        assert len([each for each in server.methods if each in RECOVERY]) == recovered
-    assert server.ended == ["upstream-2"]
-    assert (await proxy.call()).status_code == 200
+    async with replica(upstream.url, stores[0]) as proxy:
+        await proxy.begin()
+        for name, recovered in (("claim_stream", 0), ("update_session", 3)):
+            server.forget()
+            with monkeypatch.context() as patch:
+                patch.setattr(proxy.store, name, refuse)
+                response = await proxy.call()
+            assert (response.status_code, response.headers["retry-after"]) == (503, "2")
+            assert len([each for each in server.methods if each in RECOVERY]) == recovered
+        assert server.ended == ["upstream-2"]
+        assert (await proxy.call()).status_code == 200
 
 
 async def test_two_replicas_restore_once(
     upstream: ScriptedUpstream, server: ForgetfulServer, stores: list[SessionStore]
 ) -> None:
-    async with proxied(upstream.url, stores[0]) as one, proxied(upstream.url, stores[1]) as other:
+    async with replica(upstream.url, stores[0]) as one, replica(upstream.url, stores[1]) as other:
         await one.begin()
         other.session_id = one.session_id
         assert (await other.call()).status_code == 200
@@ -172,6 +155,40 @@ async def test_two_replicas_restore_once(
         assert sorted(each["number"] for each in server.executed) == list(range(20))
         assert await one.store.get_stream_claim(one.session_id, "~restore") is None
         assert one.service.counters.sessions_restored + other.service.counters.sessions_restored == 1
+
+
+async def test_two_replicas_without_a_record_agree_by_compare_and_set(
+    upstream: ScriptedUpstream,
+    server: ForgetfulServer,
+    stores: list[SessionStore],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("shadowcat.owners.Owners._touch", _never)
+    async with proxied(upstream.url, stores[0]) as one, proxied(upstream.url, stores[1]) as other:
+        await one.begin()
+        other.session_id = one.session_id
+        assert (await other.call()).status_code == 200
+        server.forget()
+        server.executed.clear()
+        responses = await call_all([one, other], server, 20)
+        assert {each.status_code for each in responses} == {200}
+        assert sorted(each["number"] for each in server.executed) == list(range(20))
+        assert set(server.ended) == server.live - {await upstream_id(one)}
+
+
+async def test_a_replica_that_died_while_restoring_holds_up_nobody(
+    upstream: ScriptedUpstream, server: ForgetfulServer, stores: list[SessionStore]
+) -> None:
+    with anyio.fail_after(10):
+        async with replica(upstream.url, stores[0]) as proxy:
+            await proxy.begin()
+            await proxy.store.claim_stream(proxy.session_id, "~restore", owner="dead", lease=15)
+            server.forget()
+            assert (await proxy.call()).status_code == 200
+
+
+async def _never(owners: Owners) -> None:
+    await anyio.sleep_forever()
 
 
 async def test_a_replica_that_has_not_heard_of_it_takes_over_what_the_other_restored(

@@ -6,10 +6,10 @@ import anyio
 import pytest
 
 from shadowcat.sse import SSEBlock
-from tests.support.events import message
+from tests.support.events import Events, message
 from tests.support.plain import plain_http
-from tests.support.proxying import Proxied, proxied
-from tests.support.told import POST, Told, calling, detached, numbers, progress, recorded, resuming
+from tests.support.proxying import Proxied, proxied, request
+from tests.support.told import POST, Told, calling, cancelled, detached, numbers, progress, recorded, resuming
 from tests.support.upstream import Connection, Received, ScriptedUpstream, result
 
 
@@ -375,10 +375,54 @@ async def test_a_cancelled_request_is_not_missed(proxy: Proxied, told: Told) -> 
         async with calling(proxy):
             await told.opened(1)
         await detached(proxy)
-        cancelled = {"jsonrpc": "2.0", "method": "notifications/cancelled", "params": {"requestId": "c-1"}}
-        assert (await proxy.post(cancelled)).status_code == 202
+        assert (await proxy.post(cancelled())).status_code == 202
         await told.left.wait()
     assert len(proxy.service.streams) == 0
+
+
+async def test_a_request_that_was_cancelled_goes_on_only_while_somebody_listens(
+    proxy: Proxied, told: Told
+) -> None:
+    with anyio.fail_after(5):
+        async with calling(proxy) as events:
+            await told.opened(1)
+            assert (await proxy.post(cancelled())).status_code == 202
+            await told.send(1, progress(1))
+            assert numbers([await events.next()]) == [1]
+            assert not told.left.is_set()
+        await told.left.wait()
+    assert len(proxy.service.streams) == 0
+
+
+async def test_a_cancel_of_something_else_ends_nothing(proxy: Proxied, told: Told) -> None:
+    told.resume = []
+    with anyio.fail_after(5):
+        async with calling(proxy) as events, resuming(proxy, None):
+            await told.opened(2)
+            prime = await events.next()
+        assert prime is not None
+        await detached(proxy)
+        assert (await proxy.post(cancelled("another"))).status_code == 202
+        async with resuming(proxy, prime.id) as events, resuming(proxy, None) as standalone:
+            await told.send(1, progress(1))
+            assert numbers([await standalone.next()]) == [1]
+            await told.streams[0].chunk(b"data: " + result("c-1", "done") + b"\n\n")
+            await told.streams[0].end_stream()
+            assert numbers(await events.rest()) == ["done"]
+    assert len(told.streams) == 2
+
+
+async def test_a_cancel_that_cannot_be_read_is_of_no_request(proxy: Proxied, told: Told) -> None:
+    with anyio.fail_after(5):
+        async with proxy.stream("POST", request("tools/call", None)) as response:
+            prime = await Events(response).next()
+        assert prime is not None
+        await detached(proxy)
+        assert (await proxy.post(cancelled({}))).status_code == 202
+        await told.send(1, result(None, "done"))
+        await told.streams[0].end_stream()
+        async with resuming(proxy, prime.id) as events:
+            assert numbers(await events.rest()) == ["done"]
 
 
 async def test_deleting_the_session_ends_its_streams(proxy: Proxied, told: Told) -> None:

@@ -7,10 +7,15 @@ from __future__ import annotations
 import httpx2
 
 from shadowcat.settings import Settings
+from shadowcat.transports.http1 import HTTP1Transport
+
+__all__ = ["HTTP1Transport", "http_transport"]
 
 
 def http_transport(settings: Settings) -> httpx2.AsyncBaseTransport:
-    """Return a transport for `http://` and `https://` upstreams."""
+    """Return the transport that the settings name, for `http://` and `https://` upstreams."""
+    if settings.transport == "http1":
+        return HTTP1Transport(max_connections=settings.max_connections, keepalive=settings.keepalive)
     limits = httpx2.Limits(
         max_connections=settings.max_connections,
         max_keepalive_connections=settings.max_connections,

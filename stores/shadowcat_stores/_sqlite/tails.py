@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Set
 from contextlib import contextmanager
 from typing import Final
 
@@ -66,9 +66,10 @@ class Tails:
 
     # -- in the threads -----------------------------------------------------------------------------
 
-    def any(self) -> bool:
-        """Return whether somebody follows: to interrupt the event loop for nobody costs some 10 µs."""
-        return bool(self._followers)
+    def is_followed(self, numbers: Set[int]) -> bool:
+        """Return whether somebody follows one of these sessions: to interrupt the event loop for nobody costs
+        some 10 µs."""
+        return any(number in self._followers for number in numbers)
 
     def interval(self) -> float | None:
         """Return the seconds between two looks; `None` where nobody follows."""

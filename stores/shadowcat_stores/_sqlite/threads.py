@@ -198,7 +198,7 @@ class Writer(Worker[Writes]):
         self._more_to_tidy = self._more_to_tidy or on.has_graves
         changed, on.changed = on.changed, set()
         # Whoever begins to follow after this reads what was committed before it.
-        if changed and self._tails.any():
+        if self._tails.is_followed(changed):
             self._call(self._tails.wake, changed)
 
     # -- tidying ------------------------------------------------------------------------------------
