@@ -76,7 +76,7 @@ async def test_a_stop_while_the_store_hangs_ends_and_says_what_is_lost(
 
     upstream.script = answer_without_an_end
     settings = {"record_window": _NEVER, "session_cache": _NEVER, "shutdown_grace": 0}
-    url = f"{redis.url}?timeout=0.2"
+    url = f"{redis.url}?timeout=0.5"
     with anyio.fail_after(DEADLINE):
         async with plain_http() as http, serve_command(upstream.url, url, **settings) as served:
             conversation = Conversation(http)

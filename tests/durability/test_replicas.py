@@ -21,7 +21,7 @@ from tests.support.serve_command import DEADLINE, Served, serve_command
 from tests.support.splitter import Splitter, splitter
 from tests.support.upstream import ScriptedUpstream
 
-_SLACK = 0.25
+_SLACK = 0.5
 """Seconds that a request may take on a busy machine."""
 
 

@@ -6,13 +6,13 @@ import asyncio
 from typing import cast
 
 import anyio
-import httpx2
 from starlette.middleware import Middleware
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from shadowcat import Settings, create_app
 from shadowcat.connection import ClientConnection, OneWrite
 from shadowcat_stores import MemoryStore
+from tests.support.plain import plain_http
 from tests.support.proxying import INITIALIZE, Proxied
 from tests.support.serving import serve
 from tests.support.upstream import Connection, Received, ScriptedUpstream
@@ -76,7 +76,7 @@ async def test_what_waits_leaves_before_the_end_and_not_after_it() -> None:
 
 async def test_a_lone_event_leaves_at_once(upstream: ScriptedUpstream) -> None:
     app = create_app(MemoryStore(), upstream=upstream.url, settings=Settings())
-    async with serve(app, http=ClientConnection) as base, httpx2.AsyncClient() as client:
+    async with serve(app, http=ClientConnection) as base, plain_http() as client:
         proxy = Proxied(app.state.shadowcat, app.state.shadowcat.store, base, client)
         await proxy.begin()
         seen = anyio.Event()
@@ -111,7 +111,7 @@ async def test_middleware_of_the_host_sees_every_request(upstream: ScriptedUpstr
 
     app = create_app(MemoryStore(), upstream=upstream.url)
     app.user_middleware.append(Middleware(Witness))
-    async with serve(app) as base, httpx2.AsyncClient() as client:
+    async with serve(app) as base, plain_http() as client:
         response = await client.post(base + "/mcp", json=INITIALIZE)
         assert response.status_code == 200
     assert "http" in seen

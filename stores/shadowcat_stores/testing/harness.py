@@ -52,7 +52,7 @@ class ContractBase:
     """What a store's author overrides, and what every test gets."""
 
     pytestmark = pytest.mark.anyio
-    patience: ClassVar[float] = 5.0
+    patience: ClassVar[float] = 20.0
     """Seconds of real time that an async test may take before it has failed. No test waits for them."""
     examples: ClassVar[int] = 50
     """How many records, frames or ids each test of clause 3 that makes them up tries."""
