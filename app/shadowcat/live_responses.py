@@ -283,6 +283,12 @@ class ResumedResponse(LiveResponse):
         return True
 
     def _attach(self, live: LiveStream, listener: Listener) -> bool:
+        """Listen to the stream from now on; return whether that, or somebody's leaving, settles it."""
+        if listener.is_gone:
+            # Its client left while it caught up: listened to by nobody, the stream would never end.
+            if live.listener is None:
+                live.wait_for_listener()
+            return True
         if self._streams.attach(live, listener):
             self._live = live
             self._streams.followers.pop(self._name, None)
