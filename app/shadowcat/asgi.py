@@ -21,13 +21,21 @@ _CANNOT_START: Final = 3
 """The exit code by which uvicorn and gunicorn say so as well; gunicorn starts no further worker after it."""
 
 
-def app_from_environment(overrides: Mapping[str, Any] | None = None) -> Starlette:
-    """Return the app that the environment describes, with `overrides` (a command's options) on top.
+def deployment_from_environment(overrides: Mapping[str, Any] | None = None) -> Deployment:
+    """Return the deployment that the environment describes, with `overrides` (a command's options) on top.
 
     Raises:
         ValueError: a setting is missing, unknown or out of range; the message names it and the remedy.
     """
-    deployment = Deployment.load(os.environ, overrides)
+    return Deployment.load(os.environ, overrides)
+
+
+def app_of(deployment: Deployment) -> Starlette:
+    """Return the app of the deployment, with a store of its own.
+
+    Raises:
+        ValueError: there is no store at the deployment's URL; the message names the remedy.
+    """
     return create_app(store_from_url(deployment.store), upstream=deployment.upstream, settings=deployment)
 
 
@@ -35,7 +43,7 @@ def __getattr__(name: str) -> Starlette:
     if name != "app":
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     try:
-        return app_from_environment()
+        return app_of(deployment_from_environment())
     except ValueError as exc:
         # A server would bury the message under a traceback of its own.
         sys.stderr.write(f"Error: {exc}\n")

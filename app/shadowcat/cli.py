@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
+import logging.config
+import os
 import re
+import socket
 from collections.abc import Iterator, Mapping
-from contextlib import suppress
 from typing import Any, Final
 
 import click
 from starlette.applications import Starlette
 
 from shadowcat import __version__
-from shadowcat.asgi import app_from_environment
-from shadowcat.serving import Server, address, listen
+from shadowcat.asgi import app_of, deployment_from_environment
+from shadowcat.service import Service
+from shadowcat.serving import LOGGING, Server, address, listen
 from shadowcat.settings import DEFAULT_UPSTREAM, Deployment, parse_upstreams
+from shadowcat.workers import Worker, Workers
 
-_START_FAILED: Final = 3
 _PORT: Final = click.IntRange(0, 65535)
 
 
@@ -46,8 +49,9 @@ def main() -> None:
     "--tape", type=click.Choice(["off", "window", "full"]), help="What is recorded of each session."
 )
 @click.option("--transport", type=click.Choice(["http1", "httpx2"]), help="How upstreams are reached.")
+@click.option("--workers", type=click.IntRange(min=1), help="Processes that serve. [default: 1]")
 @click.option("--config", type=click.Path(dir_okay=False), metavar="FILE", help="TOML file with settings.")
-def serve(upstreams: tuple[str, ...], host: str, port: int, **options: str | None) -> None:
+def serve(upstreams: tuple[str, ...], host: str, port: int, **options: str | int | None) -> None:
     """Run the proxy in front of one or more MCP servers.
 
     Settings come from FILE, then from SHADOWCAT_* environment variables, then from these options.
@@ -56,16 +60,27 @@ def serve(upstreams: tuple[str, ...], host: str, port: int, **options: str | Non
         overrides: dict[str, Any] = {name: value for name, value in options.items() if value is not None}
         if upstreams:
             overrides["upstream"] = parse_upstreams(upstreams)
-        app = app_from_environment(overrides)
+        deployment = deployment_from_environment(overrides)
+        app = app_of(deployment)
     except ValueError as exc:
         raise click.UsageError(str(exc)) from None
+    if deployment.workers > 1:
+        _check_workers(app)
     sockets = listen(host, port)
-    lines = _announcement(app, address(host, sockets))
-    server = Server(app, on_ready=lambda: click.echo("\n".join(lines), err=True))
-    with suppress(KeyboardInterrupt):  # uvicorn hands it on after a clean end
-        server.run(sockets)
-    if not server.started:
-        raise SystemExit(_START_FAILED)
+    lines = "\n".join(_announcement(deployment, address(host, sockets)))
+
+    def announce() -> None:
+        click.echo(lines, err=True)
+
+    if deployment.workers == 1:
+        raise SystemExit(Server(app, announce).work(sockets))
+    logging.config.dictConfig(LOGGING)
+
+    def work(link: socket.socket) -> int:
+        # An app of its own: stores tell their objects apart by what they choose when they are made.
+        return Worker(app_of(deployment), link).work(sockets)
+
+    raise SystemExit(Workers(deployment.workers, work, announce).run())
 
 
 @main.command()
@@ -84,8 +99,23 @@ def demo(port: int, once: bool) -> None:
     raise SystemExit(run_demo(port, once))
 
 
-def _announcement(app: Starlette, url: str) -> Iterator[str]:
-    deployment: Deployment = app.state.shadowcat.settings
+def _check_workers(app: Starlette) -> None:
+    """See that several processes can serve the app.
+
+    Raises:
+        click.UsageError: they cannot; the message names the remedy.
+    """
+    if not hasattr(os, "fork"):
+        raise click.UsageError("several workers need an operating system that can fork: leave out --workers")
+    service: Service = app.state.shadowcat
+    if not service.store.shared:
+        raise click.UsageError(
+            "several workers need a store that they share, and each would have its own of this one: choose "
+            "--store sqlite:///shadowcat.db or --store redis://HOST/0, or leave out --workers"
+        )
+
+
+def _announcement(deployment: Deployment, url: str) -> Iterator[str]:
     paths = list(_paths(deployment.upstream, url))
     if len(paths) == 1:
         yield f"Shadowcat {__version__} serves {paths[0]}"
@@ -93,7 +123,8 @@ def _announcement(app: Starlette, url: str) -> Iterator[str]:
         yield f"Shadowcat {__version__} serves"
         yield from (f"  {path}" for path in paths)
     ends = " (ends with this process)" if deployment.store == "memory://" else ""
-    yield f"Store {_shown(deployment.store)}{ends}, tape {deployment.tape}. Ctrl-C stops."
+    workers = f", {deployment.workers} workers" if deployment.workers > 1 else ""
+    yield f"Store {_shown(deployment.store)}{ends}, tape {deployment.tape}{workers}. Ctrl-C stops."
 
 
 def _paths(upstreams: Mapping[str, str], url: str) -> Iterator[str]:

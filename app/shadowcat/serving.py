@@ -10,6 +10,7 @@ import math
 import os
 import socket
 from collections.abc import Callable
+from contextlib import suppress
 from types import FrameType
 from typing import Any, Final
 
@@ -21,6 +22,9 @@ from starlette.applications import Starlette
 from shadowcat.connection import ClientConnection
 from shadowcat.errors import ShadowcatError
 from shadowcat.service import Service
+
+START_FAILED: Final = 3
+"""The exit code where the app does not start, which is uvicorn's."""
 
 LOGGING: Final[dict[str, Any]] = {
     "version": 1,
@@ -117,6 +121,12 @@ class Server(uvicorn.Server):
         self._asked += 1
         if self._asked != 2:
             super().handle_exit(sig, frame)
+
+    def work(self, sockets: list[socket.socket]) -> int:
+        """Serve until told to stop; return the exit code of a command that does just this."""
+        with suppress(KeyboardInterrupt):  # uvicorn hands it on after a clean end
+            self.run(sockets)
+        return 0 if self.started else START_FAILED
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         """Begin to serve, and tell."""

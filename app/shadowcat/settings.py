@@ -160,6 +160,14 @@ class Deployment(Settings, frozen=True, kw_only=True):
     store: str = "sqlite:///shadowcat.db"
     """The URL of the session store: `sqlite:///FILE`, `redis://…`, `valkey://…`, `memory://`, or one of an
     installed package's."""
+    workers: int = 1
+    """Processes of `shadowcat serve`, which share the store; `memory://` cannot be shared. uvicorn and
+    gunicorn have an option of that name instead."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.workers < 1:
+            raise ValueError(f"workers must be 1 or more, not {self.workers!r}")
 
     @classmethod
     def load(cls, environ: Mapping[str, str], overrides: Mapping[str, Any] | None = None) -> Self:

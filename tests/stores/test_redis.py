@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import copy
 import gc
 import logging
 import os
@@ -529,3 +530,14 @@ async def test_a_server_that_may_evict_sessions_is_warned_of(
             async with RedisStore(own_redis.url):
                 assert len(caplog.records) == warnings
     assert "noeviction" in caplog.text
+
+
+async def test_an_object_that_a_fork_has_doubled_is_two_writers(redis: RedisServer) -> None:
+    """As under `gunicorn --preload`: the server must not take the frames of one for those of the other."""
+    clock = FakeClock()
+    made = RedisStore(redis.url, clock=clock)
+    async with copy.deepcopy(made) as one, copy.deepcopy(made) as other:
+        await one.create_session(new_session(clock))
+        assert await add_raws(one, b"1") == [1]
+        assert await add_raws(other, b"2") == [2]
+        assert raws(await one.get_frames("session-1")) == [b"1", b"2"]

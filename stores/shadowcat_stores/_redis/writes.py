@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import secrets
 from collections.abc import Iterable, Sequence
+from functools import cached_property
 from itertools import count, islice, repeat
 
 from shadowcat_stores.records import Frame
@@ -46,9 +47,17 @@ class Writes:
     """
 
     def __init__(self) -> None:
-        self.writer = secrets.token_hex(4)
         self.unsettled: dict[str, list[Write]] = {}
         self._numbers = count(1)
+
+    @cached_property
+    def writer(self) -> str:
+        """The name that the numbers are counted for.
+
+        Chosen at the first write: a server may make its app, and fork then. By one name for two processes the
+        server would take the writes of the one for repetitions of the other's.
+        """
+        return secrets.token_hex(4)
 
     def of(self, frames: Sequence[Frame]) -> dict[str, list[Write]]:
         """Return what to write of each session: what is new, after what a failed call left unsettled."""
