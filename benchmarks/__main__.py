@@ -32,7 +32,7 @@ def chosen(names: str, among: list[T]) -> list[T]:
 def arguments() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--seconds", type=float, default=2.0, help="of load per stack, case and round")
+    parser.add_argument("--seconds", type=float, default=0.7, help="of load per stack, case and round")
     parser.add_argument(
         "--only", default="", metavar="NAMES", help="stacks, by the beginning of their names: nginx,shadowcat"
     )
@@ -90,7 +90,7 @@ def _recovery(measures: argparse.ArgumentParser) -> None:
 
 
 def measure(given: argparse.Namespace) -> int:
-    stacks = chosen(given.only, all_stacks())
+    stacks = [stack.prepared() for stack in chosen(given.only, all_stacks())]
     plan = bench.Plan(
         stacks=[stack for stack in stacks if not stack.missing],
         cases=chosen(given.cases, bench.CASES),
@@ -156,7 +156,7 @@ def named(names: str, among: tuple[str, ...]) -> tuple[str, ...]:
 
 
 def check(given: argparse.Namespace) -> int:
-    stack = chosen(given.proxy, all_stacks())[0]
+    stack = chosen(given.proxy, all_stacks())[0].prepared()
     if stack.missing:
         sys.exit(f"{stack.label}: {stack.missing}")
     cores = Cores.choose()
