@@ -6,6 +6,7 @@ What is in them is pinned and hashed in `pinned/`: as NAME.txt for Python, as NA
 from __future__ import annotations
 
 import hashlib
+import json
 import shutil
 import subprocess
 import sys
@@ -37,6 +38,16 @@ def install(name: str) -> str:
 
 def python(name: str) -> str:
     return str(PLACE / name / "bin" / "python")
+
+
+def version(name: str) -> str:
+    """Of the package that the environment is for."""
+    if _is_node(name):
+        dependencies = json.loads((PINNED / name / "package.json").read_text())["dependencies"]
+        return ", ".join(f"{package} (npm) {number}" for package, number in dependencies.items())
+    lines = (PINNED / f"{name}.txt").read_text().splitlines()
+    pinned = dict(line.split(" ")[0].split("==") for line in lines if "==" in line)
+    return f"{name} {pinned[name]}"
 
 
 def script(name: str, program: str) -> list[str]:

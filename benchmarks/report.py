@@ -118,6 +118,10 @@ def machine(cores: Cores, packages: Sequence[str] = PACKAGES, other: str = "") -
     )
 
 
+def verdict(kept: bool) -> str:
+    return "kept" if kept else "**missed**"
+
+
 def installed(package: str) -> str:
     try:
         return version(package)
