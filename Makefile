@@ -13,7 +13,7 @@ unexport PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := help
 .PHONY: help sync run test faults check fmt lint types imports cov wheel constraints clean
-.PHONY: bench bench-stores bench-streams bench-recovery
+.PHONY: bench bench-peers bench-stores bench-streams bench-recovery
 
 help: ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -86,6 +86,9 @@ wheel: $(SYNCED) ## build the wheel, install it into an empty environment, run t
 bench: $(SYNCED) ## measure against direct, nginx and a naive proxy (benchmarks/README.md)
 	$(BIN)/python -m benchmarks
 
+bench-peers: $(SYNCED) ## measure other MCP proxies, installed into .bench/ (benchmarks/README.md)
+	$(BIN)/python -m benchmarks peers
+
 bench-stores: $(SYNCED) ## measure the session stores, alone and under the proxy (benchmarks/README.md)
 	$(BIN)/python -m benchmarks stores
 
@@ -100,4 +103,4 @@ constraints: ## compile constraints.txt anew from pyproject.toml (needs uv)
 	  --no-emit-index-url --no-emit-find-links --extra dev --upgrade pyproject.toml -o constraints.txt
 
 clean: ## remove all that the other targets made
-	rm -rf .venv tests/real/node/node_modules tests/conformance/node/node_modules tests/conformance/.cache dist .coverage* .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	rm -rf .venv .bench tests/real/node/node_modules tests/conformance/node/node_modules tests/conformance/.cache dist .coverage* .mypy_cache .pytest_cache .ruff_cache .hypothesis

@@ -1,6 +1,7 @@
 """`python -m benchmarks` measures the proxies, `python -m benchmarks stores` the session stores,
-`python -m benchmarks streams` streams, `python -m benchmarks recovery` what happens after faults, and
-`python -m benchmarks audit` checks Shadowcat's promises."""
+`python -m benchmarks streams` streams, `python -m benchmarks recovery` what happens after faults,
+`python -m benchmarks peers` other proxies for MCP, and `python -m benchmarks audit` checks Shadowcat's
+promises."""
 
 from __future__ import annotations
 
@@ -10,11 +11,24 @@ import sys
 from pathlib import Path
 from typing import TypeVar
 
-from . import audit, bench, recovery, recoverypage, report, storepage, stores, streams, streamspage
+from . import (
+    audit,
+    bench,
+    environments,
+    peers,
+    peerspage,
+    recovery,
+    recoverypage,
+    report,
+    storepage,
+    stores,
+    streams,
+    streamspage,
+)
 from .processes import ROOT, Cores
 from .stacks import Stack, all_stacks
 
-T = TypeVar("T", Stack, bench.Case)
+T = TypeVar("T", Stack, bench.Case, peers.Peer)
 
 
 def chosen(names: str, among: list[T]) -> list[T]:
@@ -32,14 +46,14 @@ def chosen(names: str, among: list[T]) -> list[T]:
 def arguments() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--seconds", type=float, default=2.0, help="of load per stack, case and round")
+    parser.add_argument("--seconds", type=float, default=0.7, help="of load per stack, case and round")
     parser.add_argument(
         "--only", default="", metavar="NAMES", help="stacks, by the beginning of their names: nginx,shadowcat"
     )
     parser.add_argument("--cases", default="", metavar="NAMES", help="json-16,sse-16,json-1,sse-1")
     parser.add_argument("--output", metavar="FILE", help="default: benchmarks/results/<date>.md; - for none")
     parser.set_defaults(run=measure)
-    commands = parser.add_subparsers(metavar="audit|recovery|stores|streams")
+    commands = parser.add_subparsers(metavar="audit|peers|recovery|stores|streams")
     measures = commands.add_parser("stores", help=stores.__doc__, description=stores.__doc__)
     measures.add_argument("--seconds", type=float, default=0.3, help="of each operation, of each store")
     measures.add_argument("--rounds", type=int, default=5, help="of load on the proxies")
@@ -52,6 +66,7 @@ def arguments() -> argparse.ArgumentParser:
     measures.set_defaults(run=measure_stores)
     _streams(commands.add_parser("streams", help=streams.__doc__, description=streams.__doc__))
     _recovery(commands.add_parser("recovery", help=recovery.__doc__, description=recovery.__doc__))
+    _peers(commands.add_parser("peers", help=peers.__doc__, description=peers.__doc__))
     audits = commands.add_parser("audit", help=audit.__doc__, description=audit.__doc__)
     audits.add_argument("--proxy", default="shadowcat-window", help="a stack's name")
     audits.add_argument("--calls", type=int, default=10_000, help="calls in JSON, and as many in SSE")
@@ -89,8 +104,20 @@ def _recovery(measures: argparse.ArgumentParser) -> None:
     measures.set_defaults(run=measure_recovery)
 
 
+def _peers(measures: argparse.ArgumentParser) -> None:
+    measures.add_argument("--rounds", type=int, default=3)
+    measures.add_argument("--seconds", type=float, default=2.0, help="of load per peer, server and round")
+    measures.add_argument(
+        "--only", default="", metavar="NAMES", help="peers, by the beginning of their names"
+    )
+    measures.add_argument(
+        "--output", metavar="FILE", help="default: benchmarks/results/<date>-peers.md; - for none"
+    )
+    measures.set_defaults(run=measure_peers)
+
+
 def measure(given: argparse.Namespace) -> int:
-    stacks = chosen(given.only, all_stacks())
+    stacks = [stack.prepared() for stack in chosen(given.only, all_stacks())]
     plan = bench.Plan(
         stacks=[stack for stack in stacks if not stack.missing],
         cases=chosen(given.cases, bench.CASES),
@@ -147,6 +174,18 @@ def measure_recovery(given: argparse.Namespace) -> int:
     return int(recoverypage.failed(found))
 
 
+def measure_peers(given: argparse.Namespace) -> int:
+    plan = peers.Plan(tuple(chosen(given.only, list(peers.PEERS))), given.rounds, given.seconds)
+    cores = Cores.choose()
+    found = peers.run(plan, cores)
+    versions = dict.fromkeys(
+        environments.version(peer.environment) for peer in plan.peers if peer.environment
+    )
+    page = peerspage.page(plan, found, cores, ", ".join(versions) or "no peers")
+    publish(page, given.output, f"{report.today()}-peers.md")
+    return int(found.failed)
+
+
 def named(names: str, among: tuple[str, ...]) -> tuple[str, ...]:
     """Those that are named, in their own order; all where no name is given."""
     wanted = {name.strip() for name in names.split(",") if name.strip()} or set(among)
@@ -156,7 +195,7 @@ def named(names: str, among: tuple[str, ...]) -> tuple[str, ...]:
 
 
 def check(given: argparse.Namespace) -> int:
-    stack = chosen(given.proxy, all_stacks())[0]
+    stack = chosen(given.proxy, all_stacks())[0].prepared()
     if stack.missing:
         sys.exit(f"{stack.label}: {stack.missing}")
     cores = Cores.choose()

@@ -59,6 +59,12 @@ class Message(msgspec.Struct):
         reply = {"jsonrpc": "2.0", "id": self.id or None, "error": {"code": -32001, "message": text}}
         return msgspec.json.encode(reply)
 
+    def tools(self) -> bytes:
+        """The answer to `tools/list`: gateways look there before they call."""
+        schema = {"type": "object", "properties": {"text": {"type": "string"}}}
+        tools = [{"name": name, "inputSchema": schema} for name in ("echo", "echo_sse")]
+        return msgspec.json.encode({"jsonrpc": "2.0", "id": self.id, "result": {"tools": tools}})
+
     def welcome(self) -> bytes:
         """The answer to `initialize`."""
         server = {"name": "stub", "version": "1"}

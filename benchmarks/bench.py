@@ -11,6 +11,7 @@ from itertools import product
 from time import perf_counter
 from typing import Any
 
+from . import valkey
 from .processes import Children, Cores, cpu_seconds, free_port, machine_seconds, module, rss_bytes
 from .stacks import Stack
 
@@ -84,10 +85,21 @@ class Bench:
         if stack.command:
             directory = self.children.directory / stack.name
             directory.mkdir()
+            if stack.redis_port:
+                self.start_redis(stack.redis_port)
             command = stack.command(f"http://127.0.0.1:{self.stub_port}/mcp", port, directory)
             self.pids[stack.name] = self.children.start_server(
                 stack.name, command, self.cores.proxy, port
             ).pid
+
+    def start_redis(self, port: int) -> None:
+        """A server for a stack's sessions, on the core of the load, as one on another machine would be."""
+        program = valkey.find()
+        assert program, valkey.ADVICE
+        directory = self.children.directory / "valkey"
+        directory.mkdir()
+        command = valkey.command(program, port, directory)
+        self.beside.append(self.children.start_server("valkey", command, self.cores.load, port).pid)
 
     def measure(self, stack: Stack, case: Case, seconds: float, warmup: float) -> Sample:
         pid = self.pids.get(stack.name)

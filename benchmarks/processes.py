@@ -134,6 +134,11 @@ def _settle(core: int | None) -> None:
     """In the child, before it runs: its core, and to go when we go, whatever becomes of us."""
     if core is not None:
         os.sched_setaffinity(0, {core})
+    end_with_parent()
+
+
+def end_with_parent() -> None:
+    """Have the system end this process when the one that started it ends."""
     LIBC.prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
 
 

@@ -10,7 +10,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from statistics import median
 
-from . import nginx
+from . import nginx, targets
 from .bench import Case, Plan, Sample, Samples
 from .processes import ROOT, Cores
 from .stacks import Stack
@@ -45,6 +45,8 @@ the ratios, and those not blindly."""
 
 def page(plan: Plan, samples: Samples, cores: Cores, missing: Iterable[Stack]) -> str:
     parts = [f"# {today()}: requests through the proxy", machine(cores)]
+    if checks := list(targets.check(samples)):
+        parts += ["## Targets", markdown(("what", "target", "measured", "verdict"), checks, text=4)]
     for case in plan.cases:
         parts += [f"## {case.title}", table(case, plan.stacks, samples)]
     parts += [f"Left out: {stack.label}: {stack.missing}." for stack in missing]
@@ -114,6 +116,10 @@ def machine(cores: Cores, packages: Sequence[str] = PACKAGES, other: str = "") -
             f"- {other or f'nginx {nginx.version()}'}; commit {commit()}",
         ]
     )
+
+
+def verdict(kept: bool) -> str:
+    return "kept" if kept else "**missed**"
 
 
 def installed(package: str) -> str:

@@ -69,7 +69,7 @@ def targets(found: Found) -> Iterator[tuple[str, str, str, str]]:
             measured = f"{few:,.1f} → {many:,.1f} µs, {many / few:.1f} times"
             what = f"{store}: {name}, from 1,000 sessions to 100,000"
             # A few µs more are the processor's caches, in which all of 1,000 sessions have their place.
-            yield what, "≤ 2 times, or 5 µs more", measured, _verdict(many <= max(2 * few, few + 5))
+            yield what, "≤ 2 times, or 5 µs more", measured, report.verdict(many <= max(2 * few, few + 5))
     if found.proxies:
         yield from _proxy_targets(found.proxies)
 
@@ -83,16 +83,12 @@ def _proxy_targets(proxies: storeproxy.Proxies) -> Iterator[tuple[str, str, str,
                 off = proxies.samples[case.name, f"shadowcat-off-{store}"]
                 share = median(a.rate / b.rate for a, b in zip(mine, off, strict=True))
                 what = f"{store}, tape full, {case.name}: requests/s over tape off"
-                yield what, "≥ 80 %", f"{100 * share:.0f} %", _verdict(share >= 0.8)
+                yield what, "≥ 80 %", f"{100 * share:.0f} %", report.verdict(share >= 0.8)
 
 
 def _target(what: str, limit: float, value: float, unit: str) -> tuple[str, str, str, str]:
     digits = 1 if limit < 100 else 0
-    return what, f"≤ {limit:,} {unit}", f"{value:,.{digits}f} {unit}", _verdict(value <= limit)
-
-
-def _verdict(kept: bool) -> str:
-    return "kept" if kept else "**missed**"
+    return what, f"≤ {limit:,} {unit}", f"{value:,.{digits}f} {unit}", report.verdict(value <= limit)
 
 
 def _operations(by_store: dict[str, Any]) -> Iterator[str]:

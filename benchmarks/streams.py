@@ -145,13 +145,10 @@ def _many(found: Found) -> list[Stack]:
 def _store(plan: Plan, bench: Bench) -> str:
     """The URL of the store that Shadowcat has."""
     if plan.store == "redis":
-        program = valkey.find()
-        if program is None:
+        if valkey.find() is None:
             raise SystemExit(valkey.ADVICE)
-        port, directory = free_port(), bench.children.directory / "valkey"
-        directory.mkdir()
-        command = valkey.command(program, port, directory)
-        bench.beside.append(bench.children.start_server("valkey", command, bench.cores.load, port).pid)
+        port = free_port()
+        bench.start_redis(port)
         return f"redis://127.0.0.1:{port}?prefix={{directory.name}}:"
     return SQLITE if plan.store == "sqlite" else "memory://"
 

@@ -211,7 +211,7 @@ def targets(found: Found) -> Iterator[tuple[str, str, str, str]]:
         if flood := found.samples.get(("flood", f"shadowcat-{tape}")):
             rate = median(each.events for each in flood)
             what = f"flood, tape {tape}: events/s"
-            yield what, f"≥ {least:,}", f"{rate:,.0f}", _verdict(rate >= least)
+            yield what, f"≥ {least:,}", f"{rate:,.0f}", report.verdict(rate >= least)
     for tape in ("off", "window"):
         for size, cell in found.attached.get(f"shadowcat-{tape}", {}).items():
             what = f"{size:,} idle streams, tape {tape}: each"
@@ -225,8 +225,4 @@ def targets(found: Found) -> Iterator[tuple[str, str, str, str]]:
 
 
 def _most(what: str, limit: float, value: float, unit: str, digits: int = 1) -> tuple[str, str, str, str]:
-    return what, f"≤ {limit:g} {unit}", f"{value:,.{digits}f} {unit}", _verdict(value <= limit)
-
-
-def _verdict(kept: bool) -> str:
-    return "kept" if kept else "**missed**"
+    return what, f"≤ {limit:g} {unit}", f"{value:,.{digits}f} {unit}", report.verdict(value <= limit)

@@ -145,6 +145,10 @@ class Peer(asyncio.Protocol):
             self.headers[SESSION] = session = secrets.token_hex(16).encode()
             self.stub.sessions.add(session)
             self.answer(b"200 OK", message.welcome())
+        elif message.method == "tools/list":
+            self.stub.kinds["tools/list"] += 1
+            if self.known(message):
+                self.answer(b"200 OK", message.tools())
         elif message.id:
             self.stub.kinds["other request"] += 1
             if self.known(message):
