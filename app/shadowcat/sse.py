@@ -109,6 +109,21 @@ def with_id(raw: bytes, event_id: str) -> bytes:
     return b"%bid: %b\n%b" % (raw[:at], event_id.encode(), raw[at:])
 
 
+def with_data(raw: bytes, data: bytes) -> bytes:
+    """Return the bytes of an event that has data, with this line for it; all else stays as it is."""
+    bom = _BOM if raw.startswith(_BOM) else b""
+    lines: list[bytes] = []
+    new = b"data: " + data
+    for line in raw[len(bom) :].splitlines(keepends=True):
+        text = line.rstrip(b"\r\n")
+        if text.partition(b":")[0] != b"data":
+            lines.append(line)
+        elif new:
+            lines.append(new + line[len(text) :])
+            new = b""
+    return bom + b"".join(lines)
+
+
 def write_event(data: bytes, event_id: str | None = None, event: str | None = None) -> bytes:
     """Return the bytes of an event."""
     lines = [] if event_id is None else [b"id: " + event_id.encode()]
