@@ -22,7 +22,7 @@ RESULT = {**INITIALIZE_RESULT, "protocolVersion": "2024-11-05", "capabilities": 
 
 @dataclass
 class SSEServer:
-    """Answers `initialize`, and each request but those to be kept, with its params, on its session's stream."""
+    """Answers `initialize`, and each request not in `kept` with its params, on its session's stream."""
 
     upstream: ScriptedUpstream
     endpoint: Callable[[int], bytes] = lambda number: b"event: endpoint\r\ndata: %b\r\n\r\n" % path(number)

@@ -101,8 +101,8 @@ async def test_the_session_lives_as_long_as_its_stream(proxy: Proxied) -> None:
 
 async def test_somebody_elses_session_is_an_unknown_one(proxy: Proxied, server: SSEServer) -> None:
     async with listening(proxy, Authorization="Bearer alice") as client:
-        for credential in ({"Authorization": "Bearer mallory"}, {"Authorization": ""}):
-            refused = await client.post(CALL, **credential)
+        for credential in ("Bearer mallory", ""):
+            refused = await client.post(CALL, Authorization=credential)
             assert refused.status_code == 404
             assert refused.json()["error"]["data"]["reason"] == "session_unknown"
         assert server.posted == []
