@@ -253,7 +253,7 @@ class Proxy:
             )
         else:
             logger.warning(
-                "%s answers %d to initialize: is it the server's MCP path?",
+                "%s answers %d to initialize: is it the server's MCP path? (HTTP+SSE begins with a GET.)",
                 self.upstream.shown,
                 response.status,
             )

@@ -110,17 +110,13 @@ def with_id(raw: bytes, event_id: str) -> bytes:
 
 
 def with_data(raw: bytes, data: bytes) -> bytes:
-    """Return the bytes of an event that has data, with this line for it; all else stays as it is."""
+    """Return the bytes of an event that has one line of data, with this one for it; the rest stays."""
     bom = _BOM if raw.startswith(_BOM) else b""
-    lines: list[bytes] = []
-    new = b"data: " + data
-    for line in raw[len(bom) :].splitlines(keepends=True):
+    lines = raw[len(bom) :].splitlines(keepends=True)
+    for place, line in enumerate(lines):
         text = line.rstrip(b"\r\n")
-        if text.partition(b":")[0] != b"data":
-            lines.append(line)
-        elif new:
-            lines.append(new + line[len(text) :])
-            new = b""
+        if text.partition(b":")[0] == b"data":
+            lines[place] = b"data: " + data + line[len(text) :]
     return bom + b"".join(lines)
 
 

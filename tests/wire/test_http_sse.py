@@ -96,7 +96,7 @@ async def test_a_preflight_passes(proxy: Proxied, server: SSEServer) -> None:
 async def test_messages_are_posted_only(proxy: Proxied, server: SSEServer, method: str) -> None:
     response = await proxy.client.request(method, proxy.base + "/messages")
     assert response.status_code == 405
-    assert response.headers["allow"] == "OPTIONS, POST"
+    assert set(response.headers["allow"].split(", ")) == {"OPTIONS", "POST"}
     assert server.upstream.received == []
 
 
@@ -173,6 +173,7 @@ async def test_its_address_is_resolved_as_a_client_would(
         "http://127.0.0.1:1/messages",
         "http://[::",
         "javascript:alert(1)",
+        "/v1/messages\ndata: /?n=1",
         "/\0",
         "/" + "x" * 5000,
     ],

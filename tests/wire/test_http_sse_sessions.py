@@ -66,12 +66,14 @@ async def test_the_session_is_in_the_store_and_both_directions_are_on_its_tape(
 
 
 @pytest.mark.parametrize("proxy", [{"tape": "off"}, {"session_ids": "upstream"}], indirect=True)
-async def test_it_works_with_other_settings(proxy: Proxied) -> None:
+async def test_it_works_with_other_settings(proxy: Proxied, server: SSEServer) -> None:
     with anyio.fail_after(5):
         async with listening(proxy) as client:
             await client.begin()
             await client.post(CALL)
             assert message(await client.events.next())["result"] == {"n": 1}
+            await server.streams[1].end_stream()
+            assert await client.events.rest() == []
 
 
 async def test_a_server_that_asks_is_answered_in_the_same_session(proxy: Proxied, server: SSEServer) -> None:
@@ -447,3 +449,17 @@ async def test_a_session_that_is_deleted_elsewhere_ends_its_stream(
                 await proxy.service.streams.look_after()
                 assert await client.events.rest() == []
             await server.left.wait()
+
+
+async def test_a_store_that_breaks_the_contract_leaves_no_connection_open(upstream: ScriptedUpstream) -> None:
+    class Broken(MemoryStore):
+        async def update_session(self, session: Session) -> Session:
+            raise RuntimeError("not among the errors of a store")
+
+    server = SSEServer(upstream, kept={"initialize"})
+    with anyio.fail_after(5):
+        async with proxied(upstream.url, Broken()) as proxy, listening(proxy) as client:
+            assert (await client.post(INITIALIZE)).status_code == 500
+            while upstream.connections > 1:
+                await anyio.lowlevel.checkpoint()
+            assert list(server.streams) == [1]

@@ -207,7 +207,7 @@ class EndpointResponse(LiveResponse):
 
     async def _own_endpoint(self, data: bytes, path: str) -> bytes:
         """Return the address that the client gets for the server's."""
-        target = self._upstream.resolve(data.decode("utf-8", "replace").strip())
+        target = self._upstream.resolve(data.decode("utf-8", "replace").strip(" \t"))
         if len(target) > _LONGEST_ENDPOINT:
             raise UpstreamError(f"The MCP server's endpoint is longer than {_LONGEST_ENDPOINT} bytes.")
         session = self._session
