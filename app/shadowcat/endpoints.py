@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from http import HTTPStatus
+from typing import Protocol
 
 import anyio
 from starlette.exceptions import HTTPException
@@ -21,9 +22,9 @@ from shadowcat.errors import (
 )
 from shadowcat.inbound import ClientRequest
 from shadowcat.live_responses import LiveResponse
-from shadowcat.proxy import Proxy
 from shadowcat.responses import RelayResponse, error_response, problem_response
 from shadowcat.service import Service
+from shadowcat.upstream import Upstream
 from shadowcat.watch import ClientWatch
 from shadowcat_stores import StoreError
 
@@ -38,10 +39,21 @@ _STOPPED = AmbiguousDelivery(
 _STOPPING = Stopping("The proxy is being stopped: try again, another replica will answer.")
 
 
-class MCPEndpoint:
-    """The MCP path of one upstream. An ASGI app, since a function endpoint costs more and sees less."""
+class Forwards(Protocol):
+    """What sends a client's request on."""
 
-    def __init__(self, service: Service, proxy: Proxy) -> None:
+    @property
+    def upstream(self) -> Upstream:
+        """Where to."""
+
+    async def forward(self, request: ClientRequest, watch: ClientWatch) -> RelayResponse:
+        """Return the response that relays the answer."""
+
+
+class MCPEndpoint:
+    """An MCP path of one upstream. An ASGI app, since a function endpoint costs more and sees less."""
+
+    def __init__(self, service: Service, proxy: Forwards) -> None:
         self._service = service
         self._proxy = proxy
 

@@ -27,8 +27,8 @@ def create_app(
     """Return the proxy as an ASGI application.
 
     It answers `/mcp` for the single upstream (or the one named `default`), `/NAME/mcp` for named ones, and
-    `/healthz`, `/readyz`, `/metrics`. Its lifespan opens and closes the store, unless the store is open
-    already.
+    `/healthz`, `/readyz`, `/metrics`. Beside each `mcp`, `sse` is the same, and `messages` takes what clients
+    of HTTP+SSE (2024-11-05) send. Its lifespan opens and closes the store, unless the store is open already.
 
     Args:
         store: where sessions and their tapes are kept. To swap it is to pass another one.
@@ -101,7 +101,11 @@ def _routes(service: Service) -> list[Route]:
         Route("/metrics", health.metrics),
     ]
     for name, proxy in service.proxies.items():
-        endpoint = MCPEndpoint(service, proxy)
+        endpoint, messages = MCPEndpoint(service, proxy), MCPEndpoint(service, proxy.http_sse)
+        for path in service.paths(name):
+            beside = path.removesuffix("/mcp")
+            routes.append(Route(f"{beside}/sse", endpoint, methods=METHODS))
+            routes.append(Route(f"{beside}/messages", messages, methods=("POST", "OPTIONS")))
         # The hot path first: routes are tried in order.
         routes[:0] = [Route(path, endpoint, methods=METHODS) for path in service.paths(name)]
     return routes

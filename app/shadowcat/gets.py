@@ -91,7 +91,7 @@ class Gets:
         """
         cursor = Cursor(answer_name([]))
         response = await reopen(cursor.stream, event_id, "forward")
-        if not _is_stream(response):
+        if not is_stream(response):
             return response
         self._streams.claim(self._take_over(session, cursor, reopen, event_id, 0, response))
         return self._resumed(session, cursor, head(response.headers), reopen)
@@ -225,7 +225,7 @@ class Gets:
         response = await reopen(GET_STREAM, after, "forward" if after is None else "recover")
         if response.status == HTTPStatus.METHOD_NOT_ALLOWED:
             return await self._refuse(session.id, response)
-        if not _is_stream(response):
+        if not is_stream(response):
             return response
         tap = EventTap(get_name(), self._settings.max_message_bytes, explicit=True)
         live = LiveStream(session.id, GET_STREAM, tap, reopen, self._recorder, self._settings)
@@ -251,7 +251,8 @@ class Gets:
         return refusal
 
 
-def _is_stream(response: UpstreamResponse) -> bool:
+def is_stream(response: UpstreamResponse) -> bool:
+    """Return whether the response is a stream of events that can be read."""
     is_plain = not response.content_encoding
     return is_plain and response.status == HTTPStatus.OK and response.media is Media.SSE
 

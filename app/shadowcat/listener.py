@@ -60,7 +60,8 @@ class Listener:
 
     def send_beside(self, data: bytes) -> None:
         """Send bytes that are no part of the stream, unless something else is on its way."""
-        if self._waiting is None and self._beside is None and not self.is_gone:
+        is_busy = self._waiting is not None or (self._beside is not None and not self._beside.done())
+        if not is_busy and not self.is_gone:
             self._send_soon(data, more=True)
 
     async def settle(self) -> None:

@@ -13,8 +13,9 @@ import anyio
 from shadowcat import protocol
 from shadowcat.counters import Counters, Reason
 from shadowcat.envelope import cancelled_id, read_envelopes
+from shadowcat.eras.http_sse import HTTPSSE
 from shadowcat.errors import StoreDown
-from shadowcat.gets import Gets
+from shadowcat.gets import Gets, is_stream
 from shadowcat.headers import Headers, end_to_end
 from shadowcat.inbound import ClientRequest
 from shadowcat.live import LiveStream, Reopen
@@ -69,6 +70,7 @@ class Proxy:
         self._counters = counters
         self.restorer = Restorer(upstream, sessions, streams.owners, recorder, settings, counters)
         self.restorer.tell = self._tell
+        self.http_sse = HTTPSSE(upstream, sessions, recorder, streams, settings, counters)
 
     async def forward(self, request: ClientRequest, watch: ClientWatch) -> RelayResponse:
         """Send the client's request upstream, once, and return the response that relays the answer.
@@ -80,10 +82,10 @@ class Proxy:
         if request.method == "POST":
             request.messages = read_envelopes(request.body)
         session = await self.sessions.resolve(request)
+        if request.method == "GET" and (session is None or self._recorder.enabled):
+            return await (self._get_alone(request) if session is None else self._get(request, session))
         stream = None
         if session is not None and self._recorder.enabled:
-            if request.method == "GET":
-                return await self._get(request, session)
             # In revisions with sessions a client that is lost has cancelled nothing.
             watch.patience = self._settings.adopt_seconds if request.method == "POST" else 0.0
             asked = _asked(request)
@@ -138,6 +140,16 @@ class Proxy:
             return restored, UpstreamResponse.accepted()
         again = prepare_request(request, restored, self.upstream)
         return restored, await self.upstream.open(replace(again, reason="recover"))
+
+    async def _get_alone(self, request: ClientRequest) -> RelayResponse:
+        """Return what the upstream answers to a GET without a session: it may open a stream of HTTP+SSE."""
+        outbound = prepare_request(request, None, self.upstream)
+        # A stream that is compressed could not be told to be one.
+        outbound.headers = [pair for pair in outbound.headers if pair[0] != b"accept-encoding"]
+        response = await self.upstream.open(outbound)
+        if is_stream(response):
+            return self.http_sse.relay(request, response)
+        return self._respond(request, None, response, Relay(response, None), None)
 
     async def _get(self, request: ClientRequest, session: Session) -> RelayResponse:
         """Return the session's GET stream, or the stream that the client comes back for."""
@@ -241,7 +253,7 @@ class Proxy:
             )
         else:
             logger.warning(
-                "%s answers %d to initialize: is it the server's MCP path?",
+                "%s answers %d to initialize: is it the server's MCP path? (HTTP+SSE begins with a GET.)",
                 self.upstream.shown,
                 response.status,
             )

@@ -8,6 +8,7 @@ from collections.abc import Awaitable, Callable
 from typing import Final, TypeVar
 
 import msgspec
+from msgspec.structs import replace
 
 from shadowcat.begun import within
 from shadowcat.envelope import stated_version
@@ -93,14 +94,32 @@ class SessionManager:
         if session_id is None:
             self._require_none(request)
             return None
+        session = await self._find(session_id, request)
+        if session.message_endpoint:
+            raise SessionUnknown  # its messages have an address of their own
+        if request.method == "DELETE":
+            self._leave(session_id)
+        return session
+
+    async def resolve_at_endpoint(self, session_id: str, request: ClientRequest) -> Session:
+        """Return the session over HTTP+SSE of this id.
+
+        Raises:
+            SessionUnknown: there is no such session for this client.
+            StoreDown: the store cannot say.
+        """
+        session = await self._find(session_id, request)
+        if not session.message_endpoint:
+            raise SessionUnknown
+        return session
+
+    async def _find(self, session_id: str, request: ClientRequest) -> Session:
         session = await self.ask(self._cache.get(session_id))
         if session is None or session.upstream != self._upstream or session_id in self._ended:
             raise SessionUnknown
         if session.principal and not may_use(session, self._credentials(request)):
             raise SessionUnknown
         await self._touch(session)
-        if request.method == "DELETE":
-            self._leave(session_id)
         return session
 
     def has_accepted(self, session: Session, request: ClientRequest) -> bool:
@@ -123,8 +142,9 @@ class SessionManager:
         self._leaving[session_id] = None
 
     def _require_none(self, request: ClientRequest) -> None:
-        # With the upstream's own ids a server may keep no session at all, so the upstream judges.
-        if not self._own_ids or is_initialize(request):
+        # With the upstream's own ids a server may keep no session at all, so the upstream judges; and whether
+        # a GET opens a stream of HTTP+SSE.
+        if not self._own_ids or is_initialize(request) or request.method == "GET":
             return
         if not request.protocol_version and is_stateless(stated_version(request.body) or ""):
             return
@@ -166,26 +186,41 @@ class SessionManager:
         refused = response.status >= 300 or unreadable or (answer is not None and answer.kind == "error")
         if refused or (response.session_id is None and not self._own_ids):
             return None
-        session_id = secrets.token_urlsafe(_ID_BYTES) if self._own_ids else str(response.session_id)
-        result = read_result(answer)
+        session = self._new(request, None if self._own_ids else response.session_id)
+        session = replace(session, upstream_session_id=response.session_id)
+        try:
+            return await self.ask(
+                self._store.create_session(with_answer(with_offer(session, request), answer))
+            )
+        except SessionExists:
+            raise UpstreamError("The upstream gave a session id that is in use.") from None
+
+    async def begin_at_endpoint(self, request: ClientRequest, endpoint: str) -> Session:
+        """Store a session over HTTP+SSE, whose stream this request has opened.
+
+        Args:
+            request: the client's GET, which the upstream has accepted.
+            endpoint: where the upstream takes its messages, as path and query.
+
+        Raises:
+            StoreDown: the session could not be stored.
+        """
+        session = replace(self._new(request, None), message_endpoint=endpoint)
+        return await self.ask(self._store.create_session(session))
+
+    def _new(self, request: ClientRequest, session_id: str | None) -> Session:
+        """Return a session of the request's principal, with an id of our own where it is given none."""
+        credentials = self._credentials(request)
+        session_id = session_id or secrets.token_urlsafe(_ID_BYTES)
         now = self._store.clock()
         session = Session(
             id=session_id,
             created_at=now,
             expires_at=now + self._ttl,
             upstream=self._upstream,
-            upstream_session_id=response.session_id,
-            principal=self._credentials(request).principal(session_id),
-            protocol_version=result.protocol_version,
-            initialize=_at_most(bytes(_read_params(request))),
-            server_info=_at_most(bytes(result.server_info)),
-            server_capabilities=_at_most(bytes(result.capabilities)),
+            principal=credentials.principal(session_id),
         )
-        session = with_accepted(session, self._credentials(request))
-        try:
-            return await self.ask(self._store.create_session(session))
-        except SessionExists:
-            raise UpstreamError("The upstream gave a session id that is in use.") from None
+        return with_accepted(session, credentials)
 
     def has_news(self, session: Session, request: ClientRequest, response: UpstreamResponse) -> bool:
         """Return whether the upstream's answer says something of the session that is to be kept."""
@@ -317,6 +352,22 @@ def _read_params(request: ClientRequest) -> msgspec.Raw:
         return msgspec.json.decode(request.body, type=_Params).params
     except msgspec.DecodeError:
         return msgspec.Raw(b"")
+
+
+def with_offer(session: Session, request: ClientRequest) -> Session:
+    """Return the session with what the client's `initialize` says."""
+    return replace(session, initialize=_at_most(bytes(_read_params(request))))
+
+
+def with_answer(session: Session, answer: MessageEnvelope | None) -> Session:
+    """Return the session with what the answer to `initialize` says."""
+    result = read_result(answer)
+    return replace(
+        session,
+        protocol_version=result.protocol_version,
+        server_info=_at_most(bytes(result.server_info)),
+        server_capabilities=_at_most(bytes(result.capabilities)),
+    )
 
 
 def read_result(answer: MessageEnvelope | None) -> InitializeResult:

@@ -117,6 +117,17 @@ def with_id(raw: bytes, event_id: str) -> bytes:
     return b"%bid: %b\n%b" % (raw[:at], event_id.encode(), raw[at:])
 
 
+def with_data(raw: bytes, data: bytes) -> bytes:
+    """Return the bytes of an event that has one line of data, with this one for it; the rest stays."""
+    bom = _BOM if raw.startswith(_BOM) else b""
+    lines = raw[len(bom) :].splitlines(keepends=True)
+    for place, line in enumerate(lines):
+        text = line.rstrip(b"\r\n")
+        if text.partition(b":")[0] == b"data":
+            lines[place] = b"data: " + data + line[len(text) :]
+    return bom + b"".join(lines)
+
+
 def write_event(data: bytes, event_id: str | None = None, event: str | None = None) -> bytes:
     """Return the bytes of an event."""
     lines = [] if event_id is None else [b"id: " + event_id.encode()]

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Coroutine
+from collections.abc import Coroutine, Iterable
 from contextlib import suppress
-from typing import Final
+from typing import Final, Protocol
 
 import anyio
 
@@ -14,11 +14,11 @@ from shadowcat.listener import Listener
 from shadowcat.live import LiveStream
 from shadowcat.mail import Cancel, Leave, Listen, Mail
 from shadowcat.owners import Owners
-from shadowcat.replay import open_streams
+from shadowcat.replay import Cursor, open_streams
 from shadowcat.settings import Settings
 from shadowcat.sse import COMMENT
 from shadowcat.upstream import UpstreamResponse
-from shadowcat_stores import JsonRpcId, SessionStore, StoreError
+from shadowcat_stores import GET_STREAM, JsonRpcId, SessionStore, StoreError
 
 _COMES_WITHIN: Final = 2.0
 """Seconds within which a listener comes to a stream that was opened for it."""
@@ -31,6 +31,22 @@ _UNDER_WAY: Final = 0.25
 """Seconds that another replica's frames and claims may take to the store after its window."""
 
 
+class EndpointStream(Protocol):
+    """The one stream of a session over HTTP+SSE, which ends with it."""
+
+    def expect(self, asked: Iterable[JsonRpcId]) -> None:
+        """Know that these requests are sent to the server."""
+
+    def forget(self, asked: Iterable[JsonRpcId]) -> None:
+        """Expect no answer to these requests any more."""
+
+    def keep_alive(self, before: float) -> None:
+        """Send a comment where nothing was sent since then (`time.monotonic`)."""
+
+    def drop(self) -> None:
+        """End it: the session has ended."""
+
+
 class LiveStreams:
     """All of them, and every other response that is open. Empty again when every client has gone."""
 
@@ -41,6 +57,8 @@ class LiveStreams:
         self.settings = settings
         self.followers: dict[str, Listener] = {}
         """Those who are sent streams from the tape, by the names that other replicas know them by."""
+        self.endpoints: dict[str, EndpointStream] = {}
+        """The streams of sessions over HTTP+SSE, by session."""
         self._store = store
         self._cancelling = anyio.Lock()
         self._open: set[object] = set()
@@ -110,7 +128,7 @@ class LiveStreams:
         Raises:
             StoreError: as the store does.
         """
-        session_ids = list(self._live)
+        session_ids = [*self._live, *self.endpoints]
         for at in range(0, len(session_ids), _AT_A_TIME):
             asked = session_ids[at : at + _AT_A_TIME]
             alive = await self._store.get_sessions_batch(asked)
@@ -123,6 +141,21 @@ class LiveStreams:
         """End the streams of a session that has ended: nobody waits for what is missing."""
         for stream in self.of(session_id):
             stream.drop()
+        if endpoint := self.endpoints.get(session_id):
+            endpoint.drop()
+
+    async def missing(self, session_id: str) -> set[JsonRpcId]:
+        """Return the requests whose answers the tape does not have, of a session over HTTP+SSE: those of all
+        replicas, where there are others.
+
+        Raises:
+            StoreError: as the store does.
+        """
+        if not self._store.shared:
+            return set()
+        cursor = Cursor(GET_STREAM)
+        cursor.skip(await self._store.get_frames(session_id, stream=GET_STREAM))
+        return cursor.asked - cursor.answered
 
     # -- who listens, and who has cancelled, wherever that is ------------------------------------------------
 
@@ -228,7 +261,7 @@ class LiveStreams:
 
     def session_ids(self) -> set[str]:
         """Return the sessions that have a stream open."""
-        return set(self._live)
+        return {*self._live, *self.endpoints}
 
     def all(self) -> list[LiveStream]:
         """Return every session's streams."""
@@ -240,6 +273,8 @@ class LiveStreams:
         for listener in tuple(self.followers.values()):
             if listener.wrote_at <= before:
                 listener.send_beside(COMMENT)
+        for endpoint in tuple(self.endpoints.values()):
+            endpoint.keep_alive(before)
         for stream in self.all():
             listening = stream.listener
             if listening is not None and listening.wrote_at <= before and not stream.tap.is_inside_event:

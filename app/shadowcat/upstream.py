@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import nullcontext
+from copy import copy
 from dataclasses import dataclass
 from enum import Enum
 from typing import Final, Self, cast
@@ -192,6 +193,27 @@ class Upstream:
             await response.aclose()
             raise UpstreamError(f"The MCP server answered with status {response.status}, which is none.")
         return response
+
+    def resolve(self, reference: str) -> str:
+        """Return the path and query that a reference from this URL leads to (RFC 3986 §5).
+
+        Raises:
+            UpstreamError: it is none, or leads to another origin.
+        """
+        try:
+            url = self._url.join(reference)
+        except (httpx2.InvalidURL, ValueError) as exc:
+            raise UpstreamError(f"The MCP server names an address that is none: {exc}") from None
+        if (url.scheme, url.host, url.port) != (self._url.scheme, self._url.host, self._url.port):
+            raise UpstreamError("The MCP server names an address of another origin, which is not followed.")
+        return url.raw_path.decode("ascii")
+
+    def at(self, target: str) -> Self:
+        """Return the same server at another path and query, as `resolve` gives them."""
+        other = copy(self)
+        other._url = self._url.copy_with(raw_path=target.encode("ascii"))
+        other._target = other._url.raw_path
+        return other
 
     async def _send(self, outbound: OutboundRequest) -> UpstreamResponse:
         url = self._url if not outbound.query else self._with_query(outbound.query)

@@ -78,6 +78,9 @@ class Session(msgspec.Struct, frozen=True, kw_only=True):
     """The name of the upstream it lives on."""
     upstream_session_id: str | None = None
     """The upstream's own id; `None` for a server that keeps no session."""
+    message_endpoint: str = ""
+    """Where the upstream takes the messages of a session over HTTP+SSE (2024-11-05), as path and query: that
+    names the session there. Empty for sessions over Streamable HTTP."""
     protocol_version: str | None = None
     """The revision the server answered `initialize` with."""
     principal: str = ""

@@ -14,6 +14,7 @@ import anyio
 import httpx2
 from mcp import Client
 from mcp.client.session import ClientRequestContext, ElicitationFnT, IncomingMessage
+from mcp.client.sse import sse_client
 from mcp.client.streamable_http import streamable_http_client
 from mcp.types import (
     CallToolResult,
@@ -96,6 +97,21 @@ async def open_client(
                 await stack.enter_async_context(client)
             if wire.session_ids:
                 await wire.get_answered.wait()
+            yield client
+
+
+@asynccontextmanager
+async def open_sse_client(
+    url: str, wire: Wire, *, deadline: float = DEADLINE, **callbacks: Any
+) -> AsyncIterator[Client]:
+    """Connect over HTTP+SSE (2024-11-05); give the client when ready."""
+
+    def http(headers: Any = None, timeout: Any = None, auth: Any = None) -> httpx2.AsyncClient:
+        return wire.http()
+
+    with anyio.fail_after(deadline):
+        transport = sse_client(url, httpx_client_factory=http, on_session_created=wire.session_ids.add)
+        async with Client(transport, mode="legacy", **callbacks) as client:
             yield client
 
 

@@ -31,9 +31,13 @@ async def run_client(
     return result
 
 
-def everything_server(port: int = 0) -> ServerProcess:
-    """Start npm's everything server on the port, or on a free one: it cannot choose one."""
+def everything_server(port: int = 0, transport: str = "streamableHttp") -> ServerProcess:
+    """Start npm's everything server on the port, or on a free one: it cannot choose one.
+
+    Its transport is `streamableHttp`, or `sse` for that of 2024-11-05.
+    """
     if not _EVERYTHING.exists():
         raise FileNotFoundError(f"{_EVERYTHING} is missing: `make sync` installs it")
-    command = [str(NODE), "--import", str(HERE / "count.mjs"), str(_EVERYTHING), "streamableHttp"]
-    return ServerProcess("the everything server", command, env={"PORT": str(port or free_port())})
+    command = [str(NODE), "--import", str(HERE / "count.mjs"), str(_EVERYTHING), transport]
+    path = "/sse" if transport == "sse" else "/mcp"
+    return ServerProcess("the everything server", command, env={"PORT": str(port or free_port())}, path=path)

@@ -23,10 +23,13 @@ DEADLINE = 20.0
 
 
 class ServerProcess:
-    """A server that prints `listening on port N` and tells at `/_requests/ID` what it was sent."""
+    """A server that prints `listening on port N`, or `running`, and tells at `/_requests/ID` what it got."""
 
-    def __init__(self, name: str, command: Sequence[str], env: Mapping[str, str] | None = None) -> None:
+    def __init__(
+        self, name: str, command: Sequence[str], env: Mapping[str, str] | None = None, path: str = "/mcp"
+    ) -> None:
         self.name = name
+        self.path = path
         self.port = 0
         self._output: list[str] = []
         self._shown = 0
@@ -52,7 +55,7 @@ class ServerProcess:
     @property
     def url(self) -> str:
         """The MCP endpoint."""
-        return f"{self.origin}/mcp"
+        return self.origin + self.path
 
     def new_output(self) -> str:
         """Return what it printed since the last call."""
@@ -100,7 +103,7 @@ class ServerProcess:
         assert self._process.stdout is not None
         for line in self._process.stdout:
             self._output.append(line)
-            if not self.port and (said := re.search(r"listening on port (\d+)", line)):
+            if not self.port and (said := re.search(r"(?:listening|running) on port (\d+)", line)):
                 self.port = int(said[1])
                 self._listening.set()
         self._listening.set()  # it ended: nobody needs to wait any longer
@@ -110,7 +113,8 @@ class PythonServer(ServerProcess):
     """`servers/everything.py`, with its side channel."""
 
     def __init__(self, name: str, *options: str) -> None:
-        super().__init__(name, [sys.executable, str(SAMPLE), *options])
+        path = "/deep/sse" if "--http-sse" in options else "/mcp"
+        super().__init__(name, [sys.executable, str(SAMPLE), *options], path=path)
         self.media_type = "application/json" if "--json" in options else "text/event-stream"
         """How it answers requests in the revisions with sessions."""
 

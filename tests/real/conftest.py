@@ -67,9 +67,21 @@ def node_server() -> Iterator[ServerProcess]:
     yield from _run(everything_server())
 
 
+@pytest.fixture(scope="session")
+def http_sse_server() -> Iterator[PythonServer]:
+    """The Python SDK's server over HTTP+SSE (2024-11-05), mounted in another app."""
+    yield from _run(PythonServer("the Python server (HTTP+SSE)", "--http-sse"))
+
+
+@pytest.fixture(scope="session")
+def node_http_sse_server() -> Iterator[ServerProcess]:
+    """npm's `@modelcontextprotocol/server-everything` over HTTP+SSE (2024-11-05)."""
+    yield from _run(everything_server(transport="sse"))
+
+
 @pytest.fixture
 def server(request: pytest.FixtureRequest) -> ServerProcess:
-    """The server that `connect` leads to: sse, or as the test parametrises it: json, stateless, node."""
+    """The server that `connect` leads to: sse, or as the test parametrises it: json, stateless, node, …"""
     chosen: ServerProcess = request.getfixturevalue(f"{getattr(request, 'param', 'sse')}_server")
     return chosen
 

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from itertools import pairwise
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from shadowcat.sse import SSEBlock, SSEFramer, with_id, write_event
+from shadowcat.sse import SSEBlock, SSEFramer, with_data, with_id, write_event
 
 lines = st.sampled_from(
     [
@@ -131,3 +132,16 @@ def test_an_id_can_be_given_to_each_event_that_has_none(stream: bytes, bom: bool
 @given(st.binary(max_size=50).filter(lambda data: b"\r" not in data), st.none() | st.just("ping"))
 def test_an_event_is_written_as_it_will_be_read(data: bytes, event: str | None) -> None:
     assert events(SSEFramer().feed(write_event(data, "s-1", event))) == [(data, event, "s-1")]
+
+
+@given(stream=streams, mark=st.sampled_from([b"", b"\xef\xbb\xbf"]))
+def test_other_data_leaves_all_else_of_an_event_as_it_was(stream: bytes, mark: bytes) -> None:
+    for block in SSEFramer().feed(mark + stream + b"\n\n"):
+        if block.data is not None and b"\n" not in block.data:
+            changed = with_data(block.raw, b"/new")
+            (again,) = SSEFramer().feed(changed)
+            assert again == replace(block, raw=changed, data=b"/new")
+            lines, were = (raw.removeprefix(mark).splitlines(keepends=True) for raw in (changed, block.raw))
+            assert [line for line in lines if not line.startswith(b"data")] == [
+                line for line in were if not line.startswith(b"data")
+            ]

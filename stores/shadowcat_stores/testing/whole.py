@@ -31,6 +31,7 @@ SESSIONS = st.builds(
     expires_at=st.floats(min_value=_FOREVER, allow_infinity=False),
     upstream=_TEXT,
     upstream_session_id=st.none() | IDS,
+    message_endpoint=_TEXT,
     protocol_version=st.none() | _TEXT,
     principal=_TEXT,
     credentials=st.lists(_TEXT, max_size=3).map(tuple),

@@ -4,10 +4,14 @@
 //
 // The line has what the scenario returned, the session id, the requests that went over the wire (marked with
 // `x-test-client`), and how a request with the session id was answered after the session was terminated.
+// At a URL that ends with /sse it does what the SDK advises for servers of unknown age: it tries Streamable HTTP,
+// and when that is refused HTTP+SSE; the line then has the scenario's result, the wire, and the verbs of
+// all requests it began.
 
 import { randomUUID } from "node:crypto";
 
 import { Client } from "@modelcontextprotocol/sdk/client/index.js";
+import { SSEClientTransport } from "@modelcontextprotocol/sdk/client/sse.js";
 import { StreamableHTTPClientTransport } from "@modelcontextprotocol/sdk/client/streamableHttp.js";
 import {
   CreateMessageRequestSchema,
@@ -26,10 +30,12 @@ function later() {
 
 const clientId = randomUUID();
 const wire = [];
+const sent = [];
 const getAnswered = later();
 async function observedFetch(target, init) {
   const headers = new Headers(init?.headers);
   headers.set("x-test-client", clientId);
+  sent.push(init?.method ?? "GET");
   const response = await fetch(target, { ...init, headers });
   const verb = init?.method ?? "GET";
   wire.push([verb, response.status, (response.headers.get("content-type") ?? "").split(";")[0]]);
@@ -127,6 +133,16 @@ const scenarios = {
     return { uri, updated: await updated.promise };
   },
 };
+
+if (new URL(url).pathname.endsWith("/sse")) {
+  const modern = new StreamableHTTPClientTransport(new URL(url), { fetch: observedFetch });
+  const old = new SSEClientTransport(new URL(url), { fetch: observedFetch });
+  await client.connect(modern).catch(() => client.connect(old));
+  const result = await scenarios[scenario](...args);
+  await client.close();
+  process.stdout.write(JSON.stringify({ ...result, clientId, wire, sent }) + "\n", () => process.exit(0));
+  await new Promise(() => {});
+}
 
 const reconnectionOptions = {
   initialReconnectionDelay: 200,

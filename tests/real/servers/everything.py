@@ -1,14 +1,15 @@
 """A sample MCP server on the Python SDK: one tool for each thing that a proxy can get wrong.
 
-    python everything.py [--json] [--stateless] [--port PORT]
+    python everything.py [--json] [--stateless] [--http-sse] [--port PORT]
 
-It takes the port, or a free one, and says which in its first line. Beside `/mcp` it has a side channel, which
+It takes the port, or a free one, and says which in its first line. With `--http-sse` it speaks the transport
+of 2024-11-05, mounted in another app, at `/deep/sse`. Beside that, or `/mcp`, it has a side channel, which
 tests use directly, never through the proxy:
 
     POST /_signals/NAME    give the signal NAME: whoever waits for it goes on
     GET  /_signals/NAME    answer once the signal NAME was given, by a tool or by a test
     POST /_notes/NAME      change the resource note://NAME to the body and tell its subscribers
-    GET  /_requests/ID     the verbs of the requests to /mcp that had the header `x-test-client: ID`, in order
+    GET  /_requests/ID     the verbs of the MCP requests that had the header `x-test-client: ID`, in order
 """
 
 from __future__ import annotations
@@ -35,9 +36,10 @@ from mcp.types import (
     UnsubscribeRequestParams,
 )
 from pydantic import BaseModel
+from starlette.applications import Starlette
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
-from starlette.routing import Route
+from starlette.routing import Mount, Route
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 CLIENT_HEADER = b"x-test-client"
@@ -215,9 +217,12 @@ def main() -> None:
         "--json", action="store_true", help="answer with a JSON body instead of an SSE stream"
     )
     parser.add_argument("--stateless", action="store_true", help="keep no sessions")
+    parser.add_argument("--http-sse", action="store_true", help="speak HTTP+SSE (2024-11-05)")
     parser.add_argument("--port", type=int, default=0)
     options = parser.parse_args()
     app = server.streamable_http_app(json_response=options.json, stateless_http=options.stateless)
+    if options.http_sse:
+        app = Starlette(routes=[Mount("/deep", server.sse_app())])
     app.router.routes.extend(SIDE_CHANNEL)
     config = uvicorn.Config(RequestLog(app), log_level="warning", timeout_graceful_shutdown=1)
     listener = socket.create_server(("127.0.0.1", options.port), backlog=128)

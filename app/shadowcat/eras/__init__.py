@@ -1,0 +1,1 @@
+"""What differs from one revision's transport to another's."""
