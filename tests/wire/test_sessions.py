@@ -171,9 +171,8 @@ async def test_unknown_and_missing_sessions_never_reach_the_upstream(
     proxy: Proxied, upstream: ScriptedUpstream
 ) -> None:
     assert (await proxy.call()).status_code == 400
-    for method in ("GET", "DELETE"):
-        async with proxy.stream(method) as response:
-            assert response.status_code == 400
+    async with proxy.stream("DELETE") as response:
+        assert response.status_code == 400
     proxy.session_id = SESSION
     for method in ("GET", "DELETE"):
         async with proxy.stream(method) as response:
