@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import nullcontext
+from copy import copy
 from dataclasses import dataclass
 from enum import Enum
 from typing import Final, Self, cast
@@ -160,6 +161,13 @@ class Upstream:
             "read": None,
             "write": None,
         }
+
+    def beside(self, target: str) -> Self:
+        """Return what is at another path of this server's, which may have a query."""
+        other = copy(self)
+        other._url = self._url.copy_with(raw_path=target.encode())
+        other._target = other._url.raw_path
+        return other
 
     async def open(self, outbound: OutboundRequest) -> UpstreamResponse:
         """Send the request, once, and return the response when its head is here.
