@@ -3,8 +3,8 @@
     python -m tests.conformance.between COMMAND... URL
 
 Runs the command with the proxy's URL for the server's. Where authorization is played, the proxy has the
-server's own address instead, as where a name leads to it that led to the server before: the suite's server, like
-any that checks whom a token is for, wants tokens for the address that it knows itself by.
+server's own address instead, as where a name leads to it that led to the server before: the suite's server,
+like any that checks whom a token is for, wants tokens for the address that it knows itself by.
 """
 
 from __future__ import annotations
@@ -64,6 +64,7 @@ async def main(argv: Sequence[str]) -> int:
         done = await anyio.run_process(
             [*command, url], check=False, stdout=None, stderr=None, env=environment
         )
+    assert app.state.shadowcat.counters.client_requests, "the client went past the proxy"
     return done.returncode
 
 
