@@ -12,6 +12,7 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import PlainTextResponse, Response
 from starlette.types import Receive, Scope, Send
 
+from shadowcat.auth_endpoints import CHALLENGES, ProtectedResource
 from shadowcat.errors import (
     AmbiguousDelivery,
     NotStarted,
@@ -26,6 +27,7 @@ from shadowcat.responses import RelayResponse, error_response, problem_response
 from shadowcat.service import Service
 from shadowcat.upstream import Upstream
 from shadowcat.watch import ClientWatch
+from shadowcat.wellknown import AUTHORIZATION_SERVER
 from shadowcat_stores import StoreError
 
 logger = logging.getLogger("shadowcat")
@@ -53,9 +55,10 @@ class Forwards(Protocol):
 class MCPEndpoint:
     """An MCP path of one upstream. An ASGI app, since a function endpoint costs more and sees less."""
 
-    def __init__(self, service: Service, proxy: Forwards) -> None:
+    def __init__(self, service: Service, proxy: Forwards, resource: ProtectedResource) -> None:
         self._service = service
         self._proxy = proxy
+        self._resource = resource
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer one request; return without an answer where the client has left."""
@@ -78,6 +81,8 @@ class MCPEndpoint:
         with ClientWatch(receive, self._service.watches, harmless=is_get) as watch:
             try:
                 response = await self._proxy.forward(request, watch)
+                if response.status_code in CHALLENGES:
+                    response.raw_headers = self._resource.challenge(scope, request, response.raw_headers)
             except ShadowcatError as error:
                 response = _tell(error, request, self._proxy.upstream.shown)
             _hand_over(watch, response)
@@ -151,6 +156,8 @@ async def problem(request: Request, exc: Exception) -> Response:
         service: Service = request.app.state.shadowcat
         served = ", ".join(path for name in service.proxies for path in service.paths(name))
         detail = f"Nothing is served at this path. MCP is at {served}."
+        if request.url.path.removeprefix(request.scope.get("root_path", "")) in AUTHORIZATION_SERVER:
+            detail += " Where the MCP server is its own authorization server, set auth_endpoints."
     response = problem_response(exc.status_code, detail)
     response.headers.update(exc.headers or {})
     return response

@@ -5,6 +5,7 @@
     │   ├── NotJSON                  400   the body is no JSON
     │   ├── NotJSONRPC               400   the body is no JSON-RPC message
     │   ├── RepeatedHeader           400   a header that decides stands twice
+    │   ├── UnsendableRequest        400   a header has what none may have
     │   ├── SessionRequired          400   no Mcp-Session-Id
     │   ├── EventUnknown             400   a Last-Event-ID of ours that the tape does not know any more
     │   ├── ForbiddenOrigin          403   Origin or Host is not one of ours
@@ -81,6 +82,12 @@ class RepeatedHeader(ClientError):
     """A header that must stand once stands twice: proxy and upstream might each read another one."""
 
     reason = "repeated_header"
+
+
+class UnsendableRequest(ClientError):
+    """A header has what none may have, such as a line end, and cannot be sent on."""
+
+    reason = "unsendable_request"
 
 
 class SessionRequired(ClientError):

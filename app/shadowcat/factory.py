@@ -11,6 +11,7 @@ from starlette.exceptions import HTTPException
 from starlette.routing import Route
 from starlette.types import ASGIApp, Receive, Scope, Send
 
+from shadowcat.auth_endpoints import ProtectedResource, auth_routes
 from shadowcat.endpoints import METHODS, Health, MCPEndpoint, problem
 from shadowcat.service import Service
 from shadowcat.settings import DEFAULT_UPSTREAM, Settings, check_upstream
@@ -101,13 +102,17 @@ def _routes(service: Service) -> list[Route]:
         Route("/metrics", health.metrics),
     ]
     for name, proxy in service.proxies.items():
-        endpoint, messages = MCPEndpoint(service, proxy), MCPEndpoint(service, proxy.http_sse)
-        for path in service.paths(name):
+        resource = ProtectedResource(proxy.upstream, service.settings)
+        endpoint = MCPEndpoint(service, proxy, resource)
+        messages = MCPEndpoint(service, proxy.http_sse, resource)
+        paths = service.paths(name)
+        for path in paths:
             beside = path.removesuffix("/mcp")
             routes.append(Route(f"{beside}/sse", endpoint, methods=METHODS))
             routes.append(Route(f"{beside}/messages", messages, methods=("POST", "OPTIONS")))
         # The hot path first: routes are tried in order.
-        routes[:0] = [Route(path, endpoint, methods=METHODS) for path in service.paths(name)]
+        routes[:0] = [Route(path, endpoint, methods=METHODS) for path in paths]
+        routes += auth_routes(service, resource, paths)
     return routes
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from functools import lru_cache
 from typing import Final
 
@@ -51,6 +52,21 @@ def end_to_end(headers: Headers, unwanted: frozenset[bytes] = HOP_BY_HOP) -> Hea
             named = {token.strip().lower() for token in value.split(b",")}
             unwanted |= named - _NEVER_HOP_BY_HOP
     return [pair for pair in headers if pair[0] not in unwanted]
+
+
+_NAME: Final = re.compile(rb"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
+_CONTROL: Final = re.compile(rb"[\0-\x08\x0a-\x1f\x7f]")
+
+
+def unsendable(headers: Headers) -> str | None:
+    """Return which header cannot be sent, as a text of its name; `None` where all can.
+
+    https://www.rfc-editor.org/rfc/rfc9110#section-5
+    """
+    for name, value in headers:
+        if not _NAME.fullmatch(name) or _CONTROL.search(value):
+            return ascii(name.decode("latin-1"))
+    return None
 
 
 # The few values that clients and servers ever send are looked at once.

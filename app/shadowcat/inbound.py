@@ -106,10 +106,7 @@ class ClientRequest:
             UnsupportedMediaType: the body is no plain JSON.
             BodyTooLarge: the stated length is over the limit.
         """
-        if self._repeated is not None:
-            raise RepeatedHeader(f"{self._repeated.decode()} stands more than once: send it once.")
-        self._check_host(settings)
-        self._check_origin(settings)
+        self.check_sender(settings)
         accept = self.header(b"accept")
         wanted = (
             (b"text/event-stream",) if self.method == "GET" else (b"application/json", b"text/event-stream")
@@ -118,6 +115,17 @@ class ClientRequest:
             raise NotAcceptable(f"Accept must admit {' and '.join(each.decode() for each in wanted)}.")
         if self.method == "POST":
             self._check_body(settings)
+
+    def check_sender(self, settings: Settings) -> None:
+        """Refuse what comes from where it must not, on whichever path.
+
+        Raises:
+            RepeatedHeader, ForbiddenOrigin: as `check` does.
+        """
+        if self._repeated is not None:
+            raise RepeatedHeader(f"{self._repeated.decode()} stands more than once: send it once.")
+        self._check_host(settings)
+        self._check_origin(settings)
 
     def _check_body(self, settings: Settings) -> None:
         if media_type(self.header(b"content-type")) != b"application/json":

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+from functools import lru_cache
 from typing import Final
 
 SESSION_ID: Final = b"mcp-session-id"
@@ -11,8 +13,14 @@ LAST_EVENT_ID: Final = b"last-event-id"
 POLLED_SINCE: Final = "2025-11-25"
 """From this revision on clients take events that carry only an id, and come back for a stream that ends."""
 
+WITH_SESSIONS: Final = frozenset({"2024-11-05", "2025-03-26", "2025-06-18", "2025-11-25"})
+"""The revisions that have sessions."""
+
 STATELESS_SINCE: Final = "2026-07-28"
 """From this revision on there are no sessions; revisions are dates, so they compare as text."""
+
+_STATELESS_NAMES: Final = re.compile(r"[2-9]\d{3}-\d\d-\d\d|DRAFT-\d{4}-v\d+", re.ASCII)
+"""What names a revision later than those with sessions: a date, or a draft as that revision's were called."""
 
 META_PROTOCOL_VERSION: Final = "io.modelcontextprotocol/protocolVersion"
 """Where a request of a stateless revision names its revision in the body, under `params._meta`."""
@@ -34,4 +42,9 @@ def is_polled(version: str | None) -> bool:
 
 def is_stateless(version: str) -> bool:
     """Return whether this revision is one without sessions."""
-    return version >= STATELESS_SINCE
+    return version >= STATELESS_SINCE and _names_stateless(version)
+
+
+@lru_cache(64)
+def _names_stateless(version: str) -> bool:
+    return _STATELESS_NAMES.fullmatch(version) is not None

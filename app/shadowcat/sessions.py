@@ -15,7 +15,7 @@ from shadowcat.envelope import stated_version
 from shadowcat.errors import SessionRequired, SessionUnknown, StoreDown, UpstreamError
 from shadowcat.inbound import ClientRequest
 from shadowcat.principal import Credentials, may_use, with_accepted
-from shadowcat.protocol import is_stateless
+from shadowcat.protocol import WITH_SESSIONS, is_stateless
 from shadowcat.session_cache import SessionCache
 from shadowcat.settings import Settings
 from shadowcat.upstream import Media, UpstreamResponse
@@ -142,11 +142,13 @@ class SessionManager:
         self._leaving[session_id] = None
 
     def _require_none(self, request: ClientRequest) -> None:
-        # With the upstream's own ids a server may keep no session at all, so the upstream judges; and whether
-        # a GET opens a stream of HTTP+SSE.
+        # With the upstream's own ids a server may keep no session at all, so the upstream judges.
+        # So it does where a client looks for the event that HTTP+SSE begins with, or names a revision that is
+        # unknown here: its answer tells the client how to go on.
         if not self._own_ids or is_initialize(request) or request.method == "GET":
             return
-        if not request.protocol_version and is_stateless(stated_version(request.body) or ""):
+        version = request.protocol_version or stated_version(request.body)
+        if version is not None and version not in WITH_SESSIONS:
             return
         raise SessionRequired(
             "Mcp-Session-Id is missing: begin a session with initialize and send its id along."

@@ -63,6 +63,19 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     credential_headers: tuple[str, ...] = ("authorization", "x-api-key")
     """Request headers that say who the client is. A session belongs to who opened it."""
 
+    public_url: str = ""
+    """Where clients reach the proxy: the URL that `/mcp` is appended to, such as `https://mcp.example.com`.
+    Empty: as each request says it, by its `Host`, its scheme and the path the proxy is mounted at. Set it
+    where what ends TLS before the proxy does not say so."""
+    auth_resource: Literal["proxy", "upstream"] = "proxy"
+    """Whom a server's authorization documents name as the resource that tokens are for. `proxy`: where they
+    name the server by the address it has for the proxy, they name the address that the client dialled, as
+    clients demand. `upstream`: they pass as they are."""
+    auth_endpoints: bool = False
+    """Whether the endpoints of a server that is its own authorization server, as in revision 2025-03-26, are
+    found here as well: `/.well-known/oauth-authorization-server`, `/.well-known/openid-configuration`,
+    `/authorize`, `/token` and `/register` of the server that `/mcp` is. Nothing else at its origin is."""
+
     transport: Literal["http1", "httpx2"] = "http1"
     """How upstreams are reached. `http1`: HTTP/1.1, right on the event loop. `httpx2`: the HTTP client of
     that name, at several times the CPU; it bears with some servers that `http1` refuses, and counts
@@ -130,9 +143,14 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
                 raise ValueError(f"{name} must be 0 or more, not {getattr(self, name)!r}")
         if self.response_timeout is not None and self.response_timeout <= 0:
             raise ValueError("response_timeout must be more than 0; leave it out for no limit")
+        self._check_addresses()
+
+    def _check_addresses(self) -> None:
         for origin in self.allowed_origins:
             if origin != "*" and not re.fullmatch(r"[a-z][a-z0-9+.-]*://[^/?#@]+", origin):
                 raise ValueError(f"allowed_origins: {origin!r} is no origin such as https://app.example.com")
+        if self.public_url and not re.fullmatch(r"https?://[^/?#@\s]+(/[^?#\s]*)?", self.public_url):
+            raise ValueError(f"public_url: {self.public_url!r} is no URL such as https://mcp.example.com")
         for host in self.allowed_hosts:
             if host != "*" and not re.fullmatch(r"[^/:@\s]+|[0-9a-f:.]+", host):
                 raise ValueError(f"allowed_hosts: {host!r} is no host such as mcp.example.com, without port")

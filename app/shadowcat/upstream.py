@@ -17,6 +17,7 @@ from shadowcat.counters import Counters, Reason
 from shadowcat.errors import (
     AmbiguousDelivery,
     ShadowcatError,
+    UnsendableRequest,
     UpstreamBroke,
     UpstreamBusy,
     UpstreamConnectTimeout,
@@ -24,7 +25,7 @@ from shadowcat.errors import (
     UpstreamTimeout,
     UpstreamUnreachable,
 )
-from shadowcat.headers import Headers, media_type
+from shadowcat.headers import Headers, media_type, unsendable
 from shadowcat.settings import Settings
 from shadowcat.transports.http1 import HTTP1Transport
 
@@ -162,11 +163,19 @@ class Upstream:
             "write": None,
         }
 
+    def beside(self, target: str) -> Self:
+        """Return what is at another path of this server's, which may have a query."""
+        other = copy(self)
+        other._url = self._url.copy_with(raw_path=target.encode())
+        other._target = other._url.raw_path
+        return other
+
     async def open(self, outbound: OutboundRequest) -> UpstreamResponse:
         """Send the request, once, and return the response when its head is here.
 
         Raises:
             UpstreamUnreachable, UpstreamConnectTimeout, UpstreamBusy: nothing was sent.
+            UnsendableRequest: nothing was sent, since the request is none that can be.
             AmbiguousDelivery, UpstreamTimeout: it was sent, and no answer came.
         """
         self._counters.upstream_requests[outbound.reason] += 1
@@ -175,7 +184,7 @@ class Upstream:
             with nullcontext() if timeout is None else anyio.fail_after(timeout):
                 response = await self._send(outbound)
         except httpx2.TransportError as exc:
-            raise _translate(exc) from exc
+            raise _translate(exc, outbound.headers) from exc
         except AttributeError as exc:
             if "getpeername" not in str(exc):
                 raise
@@ -242,7 +251,7 @@ def _broke(exc: httpx2.TransportError) -> UpstreamBroke:
     return UpstreamBroke(f"The upstream's response ended half way: {exc}")
 
 
-def _translate(exc: httpx2.TransportError) -> ShadowcatError:
+def _translate(exc: httpx2.TransportError, headers: Headers) -> ShadowcatError:
     """Say in our words what a transport reports; what counts is whether anything may have been processed.
 
     The address is for the log, not for the client: it may be an internal one.
@@ -260,6 +269,10 @@ def _translate(exc: httpx2.TransportError) -> ShadowcatError:
             "does it speak TLS, or is its URL http://?" if "SSL" in detail else "is it running at this URL?"
         )
         return UpstreamUnreachable(f"The MCP server cannot be reached ({detail}): {hint} Nothing was sent.")
+    if isinstance(exc, httpx2.LocalProtocolError):
+        name = unsendable(headers)
+        what = f"The header {name} cannot stand in a request" if name else "The request cannot be sent"
+        return UnsendableRequest(f"{what} ({detail}). Nothing was sent to the MCP server.")
     return AmbiguousDelivery(
         f"The connection to the MCP server was lost after the request was sent ({detail}). "
         "It may have been processed: check before you send it again."

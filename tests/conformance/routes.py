@@ -54,5 +54,5 @@ async def through(upstream: str, port: int = 0) -> AsyncIterator[str]:
     with TemporaryDirectory() as folder:
         store = f"sqlite:///{folder}/sessions.db"
         # The last --port counts.
-        async with serve_command(upstream, store, "--port", str(port)) as served:
+        async with serve_command(upstream, store, "--port", str(port), auth_endpoints=True) as served:
             yield served.url

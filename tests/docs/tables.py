@@ -64,7 +64,7 @@ def _default(struct: Any, name: str) -> str:
     if name == "upstream":
         return "(to be given)"
     value = getattr(struct(upstream={}) if struct is settings.Deployment else struct(), name)
-    if value is None or value == ():
+    if value in (None, (), ""):
         return ""
     if isinstance(value, tuple):
         return f"`{','.join(value)}`"

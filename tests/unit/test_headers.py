@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from shadowcat.headers import HOP_BY_HOP, accepts, end_to_end, media_type
+from shadowcat.headers import HOP_BY_HOP, accepts, end_to_end, media_type, unsendable
 
 names = st.sampled_from([b"accept", b"x-a", b"x-b", b"connection", b"te", b"set-cookie", b"keep-alive"])
 values = st.sampled_from([b"", b"1", b"x-a", b"close, X-B", b" x-a , te"])
@@ -56,3 +56,19 @@ def test_media_types(value: bytes | None, kind: bytes) -> None:
 )
 def test_accept(value: bytes, admitted: bool) -> None:
     assert accepts(value, b"application/json") is admitted
+
+
+@pytest.mark.parametrize(
+    ("pair", "at_fault"),
+    [
+        ((b"x-a", b"b\r\nhost: evil"), "'x-a'"),
+        ((b"x-b", b"\0"), "'x-b'"),
+        ((b"x-c", b"\x0c"), "'x-c'"),
+        ((b"x y", b""), "'x y'"),
+        ((b"\xe9\n", b""), "'\\xe9\\n'"),
+        ((b"", b""), "''"),
+        ((b"x-d", b"\t caf\xe9 "), None),
+    ],
+)
+def test_the_header_that_cannot_be_sent_is_named(pair: tuple[bytes, bytes], at_fault: str | None) -> None:
+    assert unsendable([(b"host", b"a:1"), pair]) == at_fault

@@ -10,9 +10,13 @@ from typing import Any
 import anyio
 import httpx2
 import pytest
+from starlette.types import ASGIApp, Receive, Scope, Send
 
+from shadowcat import Settings, create_app
 from shadowcat.protocol import AMBIGUOUS_DELIVERY
-from tests.support.proxying import ACCEPT, Proxied, proxied, request
+from shadowcat_stores import MemoryStore
+from tests.support.proxying import ACCEPT, INITIALIZE, Proxied, proxied, request
+from tests.support.serving import serve
 from tests.support.upstream import Connection, Received, ScriptedUpstream
 
 
@@ -175,6 +179,30 @@ async def test_an_upstream_that_takes_no_connection() -> None:
             filler.close()
     assert response.status_code == 504
     assert error_of(response) == (5, -32603, "upstream_connect_timeout")
+
+
+@pytest.mark.parametrize("transport", ["http1", "httpx2"])
+async def test_a_header_that_cannot_be_sent_is_named_and_nothing_is_sent(
+    upstream: ScriptedUpstream, transport: Any
+) -> None:
+    """HTTP/1.1 servers let none in; those of other protocols and hosts' middleware may."""
+
+    def app_with_a_header(app: ASGIApp) -> ASGIApp:
+        async def call(scope: Scope, receive: Receive, send: Send) -> None:
+            if scope["type"] == "http":
+                scope = scope | {"headers": [*scope["headers"], (b"x-odd", b"a\r\nhost: evil")]}
+            await app(scope, receive, send)
+
+        return call
+
+    app = create_app(MemoryStore(), upstream=upstream.url, settings=Settings(transport=transport))
+    async with serve(app_with_a_header(app)) as base, httpx2.AsyncClient() as client:
+        response = await client.post(base + "/mcp", json=INITIALIZE, headers={"Accept": ACCEPT})
+    assert response.status_code == 400
+    assert error_of(response) == ("init-1", -32600, "unsendable_request")
+    assert "'x-odd'" in response.json()["error"]["message"]
+    assert "Nothing was sent" in response.json()["error"]["message"]
+    assert upstream.received == []
 
 
 async def test_a_slow_upstream_is_reported_as_ambiguous(upstream: ScriptedUpstream) -> None:

@@ -23,6 +23,7 @@ PROBES: dict[str, tuple[Any, dict[str, str]]] = {
     "initialize": (INITIALIZE, {}),
 }
 JSON = ("Content-Type", "application/json")
+EVENTS = ("Content-Type", "text/event-stream")
 REFUSALS: dict[str, tuple[str, bytes, list[tuple[str, str]]]] = {
     "a modern server": (
         "400 Bad Request",
@@ -67,6 +68,62 @@ async def test_what_answers_a_probe_passes_bit_for_bit(
     assert response.headers.raw == [(name.lower().encode(), value.encode()) for name, value in sent]
     assert len(upstream.received) == 1
     assert await proxy.store.count_sessions() == 0
+
+
+GETS: dict[str, tuple[str, bytes, list[tuple[str, str]]]] = {
+    "a server of HTTP+SSE": ("200 OK", b"event: endpoint\ndata: /messages?s=1\n\n", [EVENTS]),
+    "a server without": ("405 Method Not Allowed", b"", [("Allow", "POST")]),
+    "a server with sessions": (
+        "400 Bad Request",
+        b'{"jsonrpc":"2.0","error":{"code":-32000},"id":null}',
+        [JSON],
+    ),
+    "a page": ("404 Not Found", b"<h1>no</h1>", [("Content-Type", "text/html")]),
+}
+
+
+@pytest.mark.parametrize(("status", "body", "headers"), GETS.values(), ids=GETS)
+async def test_a_get_of_a_client_that_looks_for_an_older_server_reaches_it(
+    proxy: Proxied,
+    upstream: ScriptedUpstream,
+    status: str,
+    body: bytes,
+    headers: list[tuple[str, str]],
+) -> None:
+    async def script(received: Received, connection: Connection) -> None:
+        await connection.respond(body, *headers, status=status)
+
+    upstream.script = script
+    async with proxy.stream("GET", Accept="text/event-stream") as response:
+        assert (response.status_code, await response.aread()) == (int(status[:3]), body)
+    sent = [*headers, ("Content-Length", str(len(body)))]
+    assert response.headers.raw == [(name.lower().encode(), value.encode()) for name, value in sent]
+    assert [each.method for each in upstream.received] == ["GET"]
+    assert await proxy.store.count_sessions() == 0
+
+
+NO_SESSION_REVISIONS = ("banana", "v3", "2026-7-28", "1999-01-01")
+
+
+@pytest.mark.parametrize("version", NO_SESSION_REVISIONS)
+@pytest.mark.parametrize("has_session", [True, False])
+async def test_a_version_that_is_none_is_the_servers_to_refuse(
+    proxy: Proxied, upstream: ScriptedUpstream, version: str, has_session: bool
+) -> None:
+    body = b'{"jsonrpc":"2.0","id":1,"error":{"code":-32000,"message":"Unsupported protocol version"}}'
+
+    async def refuse(received: Received, connection: Connection) -> None:
+        await connection.respond(body, JSON, status="400 Bad Request")
+
+    if has_session:
+        await proxy.begin()
+    upstream.script = refuse
+    response = await proxy.post(request("ping"), MCP_Protocol_Version=version)
+    assert (response.status_code, response.content) == (400, body)
+    assert response.headers.get("mcp-session-id") == (proxy.session_id or None)
+    (received,) = upstream.forwarded
+    assert received.header(b"mcp-protocol-version") == version.encode()
+    assert received.header(b"mcp-session-id") == (SESSION.encode() if has_session else None)
 
 
 @pytest.mark.parametrize("version", [None, "2025-03-26", "2025-06-18", "2025-11-25"])
