@@ -244,8 +244,8 @@ async def test_workers_end_with_the_first_process_all_at_once(upstream: Scripted
     ):
         upstream.script = NeverEnds()
         for client in clients:
-            call = {"json": request("tools/call"), "headers": await client.begin()}
-            stream = client.http.stream("POST", base + "/mcp", **call)
+            session = await client.begin()
+            stream = client.http.stream("POST", base + "/mcp", json=request("tools/call"), headers=session)
             await anext((await streams.enter_async_context(stream)).aiter_raw())
         command.send(signal.SIGKILL)
         assert await command.ends() == -signal.SIGKILL
