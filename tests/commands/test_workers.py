@@ -8,7 +8,7 @@ import re
 import shutil
 import signal
 from collections.abc import AsyncIterator, Mapping
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
 
 import anyio
@@ -16,7 +16,7 @@ import httpx2
 import pytest
 
 from tests.commands._command import Command, result_of, started
-from tests.commands._open import JSON, Caller, caller, is_said_to_be_lost
+from tests.commands._open import JSON, Caller, NeverEnds, caller, is_said_to_be_lost
 from tests.commands.test_serve import serving
 from tests.support.events import Events, message
 from tests.support.plain import plain_http
@@ -235,14 +235,21 @@ async def test_a_signal_to_all_of_them_is_one(upstream: ScriptedUpstream, number
     assert "Traceback" not in command.output
 
 
-async def test_workers_end_with_the_first_process(upstream: ScriptedUpstream) -> None:
+async def test_workers_end_with_the_first_process_all_at_once(upstream: ScriptedUpstream) -> None:
+    options = (*TWO, "--upstream", upstream.url)
     async with (
-        serving_a_caller(upstream, grace=600) as (command, client),
-        client.open_stream("GET") as chunks,
+        serving(*options, env={"SHADOWCAT_SHUTDOWN_GRACE": "0.5"}) as (command, base),
+        one_at_each(base) as clients,
+        AsyncExitStack() as streams,
     ):
+        upstream.script = NeverEnds()
+        for client in clients:
+            session = await client.begin()
+            stream = client.http.stream("POST", base + "/mcp", json=request("tools/call"), headers=session)
+            await anext((await streams.enter_async_context(stream)).aiter_raw())
         command.send(signal.SIGKILL)
-        assert [chunk async for chunk in chunks] == [b"retry: 1000\n\n"]
         assert await command.ends() == -signal.SIGKILL
+    assert re.findall("Stopping|cut because", command.output) == ["Stopping"] * 2 + ["cut because"] * 2
 
 
 async def test_workers_do_not_hurry_where_the_first_process_ends_before_them(
