@@ -190,7 +190,7 @@ async def test_a_header_that_cannot_be_sent_is_named_and_nothing_is_sent(
     def app_with_a_header(app: ASGIApp) -> ASGIApp:
         async def call(scope: Scope, receive: Receive, send: Send) -> None:
             if scope["type"] == "http":
-                scope = scope | {"headers": [*scope["headers"], (b"x-odd", b"a\r\nhost: evil")]}
+                scope = {**scope, "headers": [*scope["headers"], (b"x-odd", b"a\r\nhost: evil")]}
             await app(scope, receive, send)
 
         return call
