@@ -79,16 +79,18 @@ class ProxyApp(Starlette):
         stack = super().build_middleware_stack()
         if self.user_middleware:
             return stack
-        endpoints: dict[str, ASGIApp] = {
-            route.path: route.app
+        endpoints: dict[tuple[str, str], ASGIApp] = {
+            (method, route.path): route.app
             for route in self.routes
             if isinstance(route, Route) and isinstance(route.endpoint, MCPEndpoint)
+            for method in route.methods or ()
         }
 
         async def answer(scope: Scope, receive: Receive, send: Send) -> None:
             endpoint = None
-            if scope["type"] == "http" and scope["method"] in METHODS:
-                endpoint = endpoints.get(scope["path"].removeprefix(scope.get("root_path", "")))
+            if scope["type"] == "http":
+                path = scope["path"].removeprefix(scope.get("root_path", ""))
+                endpoint = endpoints.get((scope["method"], path))
             await (endpoint or stack)(scope, receive, send)
 
         return answer

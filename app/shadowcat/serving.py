@@ -121,6 +121,8 @@ class Server(uvicorn.Server):
         self._asked += 1
         if self._asked != 2:
             super().handle_exit(sig, frame)
+        # uvicorn would raise it once more at the end. Who was asked to stop and did has not failed.
+        self._captured_signals.clear()
 
     def work(self, sockets: list[socket.socket]) -> int:
         """Serve until told to stop; return the exit code of a command that does just this."""

@@ -23,7 +23,6 @@ PROBES: dict[str, tuple[Any, dict[str, str]]] = {
     "initialize": (INITIALIZE, {}),
 }
 JSON = ("Content-Type", "application/json")
-EVENTS = ("Content-Type", "text/event-stream")
 REFUSALS: dict[str, tuple[str, bytes, list[tuple[str, str]]]] = {
     "a modern server": (
         "400 Bad Request",
@@ -71,7 +70,6 @@ async def test_what_answers_a_probe_passes_bit_for_bit(
 
 
 GETS: dict[str, tuple[str, bytes, list[tuple[str, str]]]] = {
-    "a server of HTTP+SSE": ("200 OK", b"event: endpoint\ndata: /messages?s=1\n\n", [EVENTS]),
     "a server without": ("405 Method Not Allowed", b"", [("Allow", "POST")]),
     "a server with sessions": (
         "400 Bad Request",
