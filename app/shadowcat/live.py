@@ -268,6 +268,10 @@ class LiveStream:
             self.wait_for_listener()
         return True
 
+    async def flush(self) -> None:
+        """Return when what it has brought is on the tape, or the store does not take it."""
+        await self._recorder.flush()
+
     # -- reading --------------------------------------------------------------------------------------------
 
     async def _read_all(self, response: UpstreamResponse | None, body: AsyncIterator[bytes] | None) -> None:

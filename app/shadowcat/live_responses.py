@@ -274,11 +274,12 @@ class ResumedResponse(LiveResponse):
         return 2 * self._sent_events >= limits.adopt_events or 2 * self._sent_bytes >= limits.adopt_bytes
 
     async def _wait_for_claim(self, cursor: Cursor) -> bool:
-        """Wait, once, as long as a replica takes to claim a stream that it has just begun to read."""
-        if self._has_waited or self._told or not self._store.shared or cursor.stream == GET_STREAM:
+        """Look once more at the tape, whole where the stream has ended. Where nobody was seen to read that,
+        wait as long as a replica takes to claim a stream that it has just begun."""
+        if self._has_waited or not self._store.shared or cursor.stream == GET_STREAM:
             return False
         self._has_waited = True
-        if await self._store.get_stream_claim(self._session_id, cursor.stream) is None:
+        if not self._told and await self._store.get_stream_claim(self._session_id, cursor.stream) is None:
             await anyio.sleep(3 * _SOON)
         return True
 

@@ -83,7 +83,12 @@ class LiveStreams:
             if not of_session:
                 del self._live[response.session_id]
             if response.token:
-                self._do(self.owners.release(response.session_id, response.name, response.token))
+                self._do(self._release(response))
+
+    async def _release(self, stream: LiveStream) -> None:
+        # Not before all of it is on the tape: who follows it there takes a claim that is gone for its end.
+        await stream.flush()
+        await self.owners.release(stream.session_id, stream.name, stream.token)
 
     def claim(self, stream: LiveStream) -> None:
         """Let other replicas know soon that it is read here. Where one of them reads it, end it."""
