@@ -305,27 +305,3 @@ async def test_a_get_whose_client_left_while_it_was_claimed_keeps_nobody_waiting
             go_on.set()
             async with resuming(one.at(other), None) as events:
                 assert numbers([await events.next()]) == [1]
-
-
-async def test_the_answer_comes_before_the_end_however_late_it_is_recorded(
-    upstream: ScriptedUpstream, stores: list[SessionStore]
-) -> None:
-    with anyio.fail_after(10):
-        async with (
-            replica(upstream.url, stores[0], record_window=0.25) as one,
-            replica(upstream.url, stores[1]) as other,
-        ):
-            await one.begin()
-            upstream.script = told = Told()
-            async with calling(one) as events:
-                await told.opened(1)
-                await told.send(1, progress(1))
-                first = await events.next()
-                await claimed(one)
-            assert first is not None
-            async with resuming(one.at(other), first.id) as events:
-                await told.send(2, progress(2))
-                assert numbers([await events.next()]) == [2]
-                await told.send(3, result("c-1", "done"))
-                await told.streams[0].end_stream()
-                assert numbers(await events.rest()) == ["done"]
