@@ -52,7 +52,7 @@ async def test_a_stop_under_load_loses_nothing(
             async with anyio.create_task_group() as tasks:
                 for each in conversations:
                     tasks.start_soon(_talk, each, served.url, choices)
-            assert await served.command.ends() == (0 if number == signal.SIGINT else -number)
+            assert await served.command.ends() == 0
             assert "lost" not in served.command.output
             assert "Traceback" not in served.command.output
         async with store_from_url(store_url) as store:
