@@ -21,7 +21,7 @@ from tests.support.serve_command import Served, serve_command
 
 _STORE_TIMEOUT = 0.5
 _LOCK_TIMEOUT = 10.0
-_CLEAN = (0, -signal.SIGTERM)
+_CLEAN = (0,)
 
 
 class Replica:
