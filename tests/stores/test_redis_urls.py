@@ -202,7 +202,7 @@ async def test_tls_is_checked(redis: RedisServer, tmp_path: Path) -> None:
     context, known_by = server_context(tmp_path)
     async with relay(redis, context) as network:
         address = f"rediss://localhost:{network.port}"
-        async with store_from_url(f"{address}?ssl_ca_certs={known_by}") as store:
+        async with store_from_url(f"{address}?ssl_ca_certs={known_by}&prefix=tls:") as store:
             assert await store.count_sessions() == 0
         with pytest.raises(StoreUnavailable, match="certificate"):
             await store_from_url(address).open()
