@@ -267,15 +267,18 @@ class Proxy:
         stream: str | None,
     ) -> Response:
         headers = response_headers(response.headers, session, self._settings)
-        if response.media is not Media.SSE and (whole := relay.take_whole()) is not None:
+        is_stream_of_events = response.media is Media.SSE and not response.content_encoding
+        if session is not None and relay.reader is not None and stream is not None:
+            if is_stream_of_events and request.method == "POST":
+                return await self._live(request, session, response, relay, stream, headers)
+        if (whole := relay.take_whole()) is not None:
             if session is not None and relay.reader is not None:
                 arrived = relay.reader.feed(whole) + relay.reader.end()
-                await self._recorder.pass_on(session.id, arrived, None)
+                name = None if response.media is Media.JSON else stream
+                await self._recorder.pass_on(session.id, arrived, name)
             return WholeResponse(response.status, headers, whole)
         if session is None or relay.reader is None or stream is None:
             body = relay.body()
-        elif response.media is Media.SSE and not response.content_encoding and request.method == "POST":
-            return self._live(request, session, response, relay, stream, headers)
         else:
             body = relay.recorded(self._recorder, session.id, stream)
         opened = object()
@@ -288,7 +291,7 @@ class Proxy:
         is_recorded = session is not None and relay.reader is not None and response.media is Media.JSON
         return RelayResponse(response.status, headers, body, close, is_recorded_whole=is_recorded)
 
-    def _live(
+    async def _live(
         self,
         request: ClientRequest,
         session: Session,
@@ -296,26 +299,35 @@ class Proxy:
         relay: Relay,
         stream: str,
         headers: Headers,
-    ) -> RelayResponse:
-        """Return the stream that answers the request, as one that outlives the client's connection."""
+    ) -> Response:
+        """Return the stream that answers the request, as one that outlives the client's connection; or whole,
+        where it has come whole: it need not outlive anything then."""
         settings = self._settings
-        polled = protocol.is_polled(session.protocol_version)
         asked = _asked(request)
+        headers = [pair for pair in headers if pair[0] != b"content-length"]
+        tap = EventTap(stream, settings.max_message_bytes, asked)
+        if (whole := relay.take_whole()) is not None:
+            taken = tap.feed(whole)
+            if not tap.unanswered:
+                await self._recorder.pass_on(session.id, taken.arrivals, stream)
+                return WholeResponse(response.status, headers, taken.data)
+            relay.put_back(whole)
+            tap = EventTap(stream, settings.max_message_bytes, asked)
         # What opens it again needs who asked only: the message would lie in memory for as long as it lasts.
         request.body, request.messages = b"", []
         live = LiveStream(
             session.id,
             stream,
-            EventTap(stream, settings.max_message_bytes, asked),
+            tap,
             self._reopening(request, session),
             self._recorder,
             settings,
-            polled=polled,
+            polled=(polled := protocol.is_polled(session.protocol_version)),
         )
         # An event without data would be a broken message to clients of the revisions before.
         prime = b"retry: %d\nid: %b\ndata:\n\n" % (settings.reconnect_after, minted(stream, 0).encode())
         return StreamResponse(
-            [pair for pair in headers if pair[0] != b"content-length"],
+            headers,
             live,
             response,
             relay.body(),

@@ -11,7 +11,6 @@ from typing import Final
 
 import anyio
 import msgspec
-from msgspec.structs import replace
 
 from shadowcat.counters import Counters
 from shadowcat.readers import Arrival, Notice
@@ -49,12 +48,17 @@ class _Waiting(msgspec.Struct):
         notice = self.notice
         if notice is None:
             return self.frame
-        return replace(
-            self.frame,
+        unread = self.frame
+        return Frame(
+            session_id=unread.session_id,
+            direction=unread.direction,
             envelope=notice.message,
+            at=unread.at,
+            stream=unread.stream,
             position=notice.position,
             event=notice.event,
             event_id=notice.event_id,
+            token=unread.token,
         )
 
 
@@ -318,13 +322,13 @@ class Recorder:
 
     async def _begin_write(self) -> bool:
         self._mark_gaps()
-        if not await self._write():
+        if self._waiting and not await self._write():
             return False
         self._mark_gaps()
         return True
 
     async def _write(self) -> bool:
-        if self._keep is not None and len(self._waiting) > (self._keep.frames or 0):
+        if len(self._waiting) > self._most:
             self._leave_out_old()
         batch, self._waiting = self._waiting[: self._most], self._waiting[self._most :]
         frames = [each.whole() for each in batch]

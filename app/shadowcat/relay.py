@@ -49,8 +49,16 @@ class Relay:
         """Return the body where all of it is here and nothing was read of it; else `None`."""
         return None if self._held or self._ended else self._response.take_whole()
 
-    async def body(self) -> AsyncIterator[bytes]:
+    def put_back(self, whole: bytes) -> None:
+        """Let a body that was taken whole be iterated still."""
+        self._held.append(whole)
+        self._ended = True
+
+    def body(self) -> AsyncIterator[bytes]:
         """Iterate over all chunks."""
+        return self._all() if self._held or self._ended else self._chunks
+
+    async def _all(self) -> AsyncIterator[bytes]:
         for chunk in self._held:
             yield chunk
         self._held.clear()

@@ -76,25 +76,29 @@ class SSEFramer:
     def feed_run(self, chunk: bytes) -> SSERun | None:
         """Return the events that this chunk completes, where they are a run; `None`, and take nothing, where
         they are none. Many come at once when much comes, and each for itself costs ten times as much."""
-        if self.is_in_parts or len(self._buffer) > len(chunk):
+        buffer = self._buffer
+        if self.is_in_parts or len(buffer) > len(chunk):
             return None
-        text = bytes(self._buffer) + chunk if self._buffer else chunk
+        text = bytes(buffer) + chunk if buffer else chunk
         before = _BEFORE_RUN.match(text)
         blank = _blank_line(text) if before else None
         if before is None or blank is None or (last := text.rfind(blank)) < 0:
             return None
         head = before[0]
-        events = text[len(head) : last].split(blank + head)
         end = last + len(blank)
+        events = text[len(head) : last].split(blank + head)
         # No more lines than these, so none within the data.
-        is_run = text.count(b"\n", 0, end) == (head.count(b"\n") + 2) * len(events)
-        is_run = is_run and text.count(blank + head + b"{", 0, end) == len(events) - 1
-        if not is_run or len(text) - end > self._limit:
+        if text.count(b"\n", 0, end) != (head.count(b"\n") + 2) * len(events):
+            return None
+        if len(events) > 1 and text.count(blank + head + b"{", 0, end) != len(events) - 1:
+            return None
+        if len(text) - end > self._limit:
             return None
         self._first = False
-        self._buffer[:] = text[end:]
-        self._searched = max(0, len(self._buffer) - _LONGEST_BOUNDARY)
-        return SSERun(head, events, blank, _text(before[1]))
+        if buffer or end < len(text):
+            buffer[:] = text[end:]
+            self._searched = max(0, len(buffer) - _LONGEST_BOUNDARY)
+        return SSERun(head, events, blank, before[1] and _text(before[1]))
 
     def feed(self, chunk: bytes) -> list[SSEBlock]:
         """Return the blocks that this chunk completes."""

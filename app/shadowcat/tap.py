@@ -107,24 +107,24 @@ class EventTap:
         return Taken(self._pass(SSEBlock(write_event(message), message), arrivals), arrivals)
 
     def _pass_run(self, run: SSERun) -> Taken:
-        first = self.position + 1
-        self.position += len(run.data)
-        self.last_id = minted(self.name, self.position)
-        start, event = b"id: %b-" % self.name.encode(), short(run.event)
-        middle, end = b"\n" + run.before, run.after
-        notices = [
-            Notice(data, number, event, minted(self.name, number) if self._explicit else None)
-            for number, data in enumerate(run.data, first)
-        ]
-        data = b"".join([b"%b%d%b%b%b" % (start, each.position, middle, each.raw, end) for each in notices])
-        arrivals: list[Arrival | Notice] = [*notices]
-        if may_matter(data):
-            for place, notice in enumerate(notices):
-                if may_matter(notice.raw):
-                    messages = read_server_messages(notice.raw)
-                    self._take_answers(messages)
-                    arrivals[place] = Arrival(messages, notice.position, event, notice.event_id)
-        return Taken(data, arrivals)
+        number, name, event = self.position, self.name, run.event and short(run.event)
+        prefix, middle, end = b"id: %b-" % name.encode(), b"\n" + run.before, run.after
+        parts: list[bytes] = []
+        arrivals: list[Arrival | Notice] = []
+        has_news = may_matter(run.data[0]) if len(run.data) == 1 else may_matter(end.join(run.data))
+        for data in run.data:
+            number += 1
+            parts.append(b"%b%d%b%b%b" % (prefix, number, middle, data, end))
+            event_id = minted(name, number) if self._explicit else None
+            if has_news and may_matter(data):
+                messages = read_server_messages(data)
+                self._take_answers(messages)
+                arrivals.append(Arrival(messages, number, event, event_id))
+            else:
+                arrivals.append(Notice(data, number, event, event_id))
+        self.position = number
+        self.last_id = minted(name, number)
+        return Taken(b"".join(parts), arrivals)
 
     def _pass(self, block: SSEBlock, arrivals: list[Arrival | Notice]) -> bytes:
         if block.retry is not None:
