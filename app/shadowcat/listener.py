@@ -11,6 +11,7 @@ from typing import Any
 from starlette.types import Message, Send
 
 from shadowcat.begun import Begun
+from shadowcat.flag import Flag
 
 
 class Listener:
@@ -25,7 +26,7 @@ class Listener:
         self._beside: asyncio.Task[None] | None = None
         self.is_gone = False
         """Whether nothing more is to be sent."""
-        self.over = asyncio.Event()
+        self.over = Flag()
         """Set when nothing more will come."""
         self.since = time.time()
         """When it began, to be compared with those at other replicas."""

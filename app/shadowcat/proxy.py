@@ -31,7 +31,7 @@ from shadowcat.sessions import SessionManager, is_initialize
 from shadowcat.settings import Settings
 from shadowcat.sse import CONTENT_TYPE
 from shadowcat.standing import remember, sets_standing_state
-from shadowcat.stream_names import answer_name, minted
+from shadowcat.stream_names import answer_name
 from shadowcat.streams import LiveStreams
 from shadowcat.tap import EventTap
 from shadowcat.upstream import Media, Upstream, UpstreamResponse
@@ -214,7 +214,7 @@ class Proxy:
         self._gets.forget(session.id)
         live = self._streams.find(session.id, GET_STREAM)
         if live is not None:
-            live.to_say += notifications
+            live.to_say = [*live.to_say, *notifications]
 
     def _reader(
         self, session: Session | None, request: ClientRequest, response: UpstreamResponse
@@ -267,10 +267,9 @@ class Proxy:
         stream: str | None,
     ) -> Response:
         headers = response_headers(response.headers, session, self._settings)
-        is_stream_of_events = response.media is Media.SSE and not response.content_encoding
-        if session is not None and relay.reader is not None and stream is not None:
-            if is_stream_of_events and request.method == "POST":
-                return await self._live(request, session, response, relay, stream, headers)
+        is_answer = response.media is Media.SSE and not response.content_encoding and request.method == "POST"
+        if is_answer and session is not None and relay.reader is not None and stream is not None:
+            return await self._live(request, session, response, relay, stream, headers)
         if (whole := relay.take_whole()) is not None:
             if session is not None and relay.reader is not None:
                 arrived = relay.reader.feed(whole) + relay.reader.end()
@@ -313,6 +312,7 @@ class Proxy:
                 return WholeResponse(response.status, headers, taken.data)
             relay.put_back(whole)
             tap = EventTap(stream, settings.max_message_bytes, asked)
+        polled = protocol.is_polled(session.protocol_version)
         # What opens it again needs who asked only: the message would lie in memory for as long as it lasts.
         request.body, request.messages = b"", []
         live = LiveStream(
@@ -322,18 +322,9 @@ class Proxy:
             self._reopening(request, session),
             self._recorder,
             settings,
-            polled=(polled := protocol.is_polled(session.protocol_version)),
+            polled=polled,
         )
-        # An event without data would be a broken message to clients of the revisions before.
-        prime = b"retry: %d\nid: %b\ndata:\n\n" % (settings.reconnect_after, minted(stream, 0).encode())
-        return StreamResponse(
-            headers,
-            live,
-            response,
-            relay.body(),
-            self._streams,
-            prime if polled else b"",
-        )
+        return StreamResponse(headers, live, response, relay.body(), self._streams, polled=polled)
 
 
 def _asked(request: ClientRequest) -> list[JsonRpcId]:

@@ -98,7 +98,7 @@ class SSEFramer:
         if buffer or end < len(text):
             buffer[:] = text[end:]
             self._searched = max(0, len(buffer) - _LONGEST_BOUNDARY)
-        return SSERun(head, events, blank, before[1] and _text(before[1]))
+        return SSERun(head, events, blank, _text(before[1]))
 
     def feed(self, chunk: bytes) -> list[SSEBlock]:
         """Return the blocks that this chunk completes."""
@@ -155,7 +155,9 @@ def _parse(raw: bytes, text: bytes) -> SSEBlock:
         end = text.find(b"\n", before.end())
         value = text[before.end() : end].removesuffix(b"\r")
         if text[end:] in (b"\n\n", b"\n\r\n") and b"\r" not in value:
-            return SSEBlock(raw, value, _text(before[2]), _text(before[1] if before[3] is None else before[3]))
+            return SSEBlock(
+                raw, value, _text(before[2]), _text(before[1] if before[3] is None else before[3])
+            )
     data: list[bytes] = []
     event = event_id = retry = None
     for line in text.splitlines():

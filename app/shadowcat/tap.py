@@ -16,6 +16,7 @@ from shadowcat_stores import JsonRpcId, MessageEnvelope
 
 _REMEMBERED: Final = 256
 """Ids of the upstream's newest events: a stream that is opened again may begin before its cursor."""
+_NONE: Final[frozenset[str]] = frozenset()
 
 
 class Taken(msgspec.Struct):
@@ -75,7 +76,7 @@ class EventTap:
         self._framer = SSEFramer(limit)
         self._seen: deque[str] | None = None
         """The upstream's newest ids, where it gives any."""
-        self._earlier: frozenset[str] = frozenset()
+        self._earlier = _NONE
 
     @property
     def newest(self) -> tuple[int, str | None]:
@@ -107,7 +108,7 @@ class EventTap:
         return Taken(self._pass(SSEBlock(write_event(message), message), arrivals), arrivals)
 
     def _pass_run(self, run: SSERun) -> Taken:
-        number, name, event = self.position, self.name, run.event and short(run.event)
+        number, name, event = self.position, self.name, short(run.event)
         prefix, middle, end = b"id: %b-" % name.encode(), b"\n" + run.before, run.after
         parts: list[bytes] = []
         arrivals: list[Arrival | Notice] = []
