@@ -6,6 +6,7 @@ Bytes in, events out, no I/O: https://html.spec.whatwg.org/multipage/server-sent
 from __future__ import annotations
 
 import re
+from functools import lru_cache
 from typing import Final
 
 import msgspec
@@ -14,6 +15,7 @@ import msgspec
 _BOUNDARY: Final = re.compile(rb"(?:\r\n|\n|\r(?!\n))(?:\r\n|\n|\r)")
 _LONGEST_BOUNDARY: Final = 4
 _LONGEST_RETRY: Final = 10
+_BRACE: Final = ord("{")
 _BOM: Final = b"\xef\xbb\xbf"
 _BEFORE_FIELDS: Final = re.compile(rb"(?:\xef\xbb\xbf)?[\r\n]*")
 # What stands before an event's data as most servers write it: as a rule one line, read in one step.
@@ -42,14 +44,23 @@ class SSEBlock(msgspec.Struct):
     """Whether it is the end of an event that was too large to be read; the parts before it came alone."""
 
 
+class SSEShape(msgspec.Struct, frozen=True):
+    """What events have in common that differ in their data alone."""
+
+    before: bytes
+    """All that stands before the data."""
+    after: bytes
+    event: str | None
+    line_feeds: int
+    """Of one event."""
+    carriages: int
+
+
 class SSERun(msgspec.Struct):
     """Events in a row that differ in their data alone: each a JSON object on one line, without an id."""
 
-    before: bytes
-    """What stands before the data of each."""
+    shape: SSEShape
     data: list[bytes]
-    after: bytes
-    event: str | None
 
 
 class SSEFramer:
@@ -58,13 +69,15 @@ class SSEFramer:
     A block of more than `limit` bytes is not read: it comes out in parts as it came in.
     """
 
-    __slots__ = ("_buffer", "_first", "_limit", "_searched", "is_in_parts")
+    __slots__ = ("_buffer", "_first", "_limit", "_searched", "_shape", "is_in_parts")
 
     def __init__(self, limit: int = 4 * 1024 * 1024) -> None:
         self._limit = limit
         self._buffer = bytearray()
         self._searched = 0
         self._first = True
+        self._shape: SSEShape | None = None
+        """Of the events of late: a stream's are alike as a rule."""
         self.is_in_parts = False
         """Whether parts of a block have come out, and the rest of it has not come in."""
 
@@ -76,7 +89,9 @@ class SSEFramer:
     def feed_run(self, chunk: bytes) -> SSERun | None:
         """Return the events that this chunk completes, where they are a run; `None`, and take nothing, where
         they are none. Many come at once when much comes, and each for itself costs ten times as much."""
-        buffer = self._buffer
+        buffer, shape = self._buffer, self._shape
+        if shape is not None and not buffer and _is_one(chunk, shape):
+            return SSERun(shape, [chunk[len(shape.before) : -len(shape.after)]])
         if self.is_in_parts or len(buffer) > len(chunk):
             return None
         text = bytes(buffer) + chunk if buffer else chunk
@@ -84,27 +99,28 @@ class SSEFramer:
         blank = _blank_line(text) if before else None
         if before is None or blank is None or (last := text.rfind(blank)) < 0:
             return None
-        head = before[0]
+        shape = _shape_of(before[0], before[1], blank)
         end = last + len(blank)
-        events = text[len(head) : last].split(blank + head)
+        between = blank + shape.before
+        events = text[len(shape.before) : last].split(between)
         # No more lines than these, so none within the data.
-        if text.count(b"\n", 0, end) != (head.count(b"\n") + 2) * len(events):
-            return None
-        if len(events) > 1 and text.count(blank + head + b"{", 0, end) != len(events) - 1:
-            return None
-        if len(text) - end > self._limit:
+        is_run = text.count(b"\n", 0, end) == shape.line_feeds * len(events)
+        if not is_run or text.count(between + b"{", 0, end) != len(events) - 1 or len(text) - end > self._limit:
             return None
         self._first = False
+        self._shape = shape
         if buffer or end < len(text):
             buffer[:] = text[end:]
             self._searched = max(0, len(buffer) - _LONGEST_BOUNDARY)
-        return SSERun(head, events, blank, _text(before[1]))
+        return SSERun(shape, events)
 
     def feed(self, chunk: bytes) -> list[SSEBlock]:
         """Return the blocks that this chunk completes."""
         buffer = self._buffer
-        buffer += chunk
-        text = buffer if len(buffer) > len(chunk) else chunk
+        text: bytes | bytearray = chunk
+        if buffer:
+            buffer += chunk
+            text = buffer
         blocks: list[SSEBlock] = []
         start, at = 0, self._searched
         if blank := _blank_line(text[at:]):
@@ -117,7 +133,10 @@ class SSEFramer:
                 at = match.end()
                 blocks.append(self._block(bytes(text[start:at])))
                 start = at
-        del buffer[:start]
+        if text is chunk:
+            buffer += text[start:]
+        else:
+            del buffer[:start]
         # A boundary may begin in the last bytes and end in the next chunk.
         self._searched = max(0, len(buffer) - _LONGEST_BOUNDARY)
         if len(buffer) > self._limit:
@@ -135,6 +154,23 @@ class SSEFramer:
         if first and raw.startswith(_BOM):
             return _parse(raw, raw[len(_BOM) :])
         return _parse(raw, raw)
+
+
+@lru_cache(64)
+def _shape_of(before: bytes, event: bytes | None, blank: bytes) -> SSEShape:
+    line_feeds = before.count(b"\n") + 2
+    return SSEShape(before, blank, _text(event), line_feeds, line_feeds if b"\r" in blank else 0)
+
+
+def _is_one(chunk: bytes, shape: SSEShape) -> bool:
+    """Return whether the chunk is one event of this shape, and nothing else."""
+    return (
+        chunk.startswith(shape.before)
+        and chunk.endswith(shape.after)
+        and chunk[len(shape.before)] == _BRACE
+        and chunk.count(b"\n") == shape.line_feeds
+        and chunk.count(b"\r") == shape.carriages
+    )
 
 
 def _blank_line(text: bytes | bytearray) -> bytes | None:

@@ -108,14 +108,15 @@ class EventTap:
         return Taken(self._pass(SSEBlock(write_event(message), message), arrivals), arrivals)
 
     def _pass_run(self, run: SSERun) -> Taken:
-        number, name, event = self.position, self.name, short(run.event)
-        prefix, middle, end = b"id: %b-" % name.encode(), b"\n" + run.before, run.after
+        shape, number, name = run.shape, self.position, self.name
+        before = b"id: %b-%%d\n%b" % (name.encode(), shape.before.replace(b"%", b"%%"))
+        event, after = short(shape.event), shape.after
         parts: list[bytes] = []
         arrivals: list[Arrival | Notice] = []
-        has_news = may_matter(run.data[0]) if len(run.data) == 1 else may_matter(end.join(run.data))
+        has_news = len(run.data) == 1 or may_matter(after.join(run.data))
         for data in run.data:
             number += 1
-            parts.append(b"%b%d%b%b%b" % (prefix, number, middle, data, end))
+            parts += (before % number, data, after)
             event_id = minted(name, number) if self._explicit else None
             if has_news and may_matter(data):
                 messages = read_server_messages(data)
@@ -142,13 +143,14 @@ class EventTap:
             return block.raw
         self.position += 1
         self.has_unread |= block.unread
-        own = minted(self.name, self.position)
-        self.last_id = given or own
+        self.last_id = given or minted(self.name, self.position)
         messages = messages_of(block)
         self._take_answers(messages)
         event_id = self.last_id if self._explicit else given
         arrivals.append(Arrival(messages, self.position, short(block.event), event_id))
-        return block.raw if block.id or block.unread else with_id(block.raw, own)
+        if block.id or block.unread:
+            return block.raw
+        return with_id(block.raw, minted(self.name, self.position))
 
     def _take_answers(self, messages: list[MessageEnvelope]) -> None:
         for each in messages:
