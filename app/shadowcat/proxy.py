@@ -21,7 +21,7 @@ from shadowcat.inbound import ClientRequest
 from shadowcat.live import LiveStream, Reopen
 from shadowcat.live_responses import LiveResponse, StreamResponse
 from shadowcat.outbound import prepare_request, response_headers
-from shadowcat.readers import Reader, reader_for
+from shadowcat.readers import read_whole, reader_for
 from shadowcat.recorder import Recorder
 from shadowcat.recovery import Recovery
 from shadowcat.relay import Relay
@@ -96,7 +96,7 @@ class Proxy:
         if session is not None and response.status in REFUSALS:
             session, response = await self._unless_forgotten(session, request, response)
         try:
-            relay = Relay(response, self._reader(session, request, response))
+            relay = None
             if session is not None:
                 if response.media is Media.OTHER or self.sessions.has_news(session, request, response):
                     # The upstream has processed it: that its client has left by now must not undo our part.
@@ -107,8 +107,9 @@ class Proxy:
                     await remember(self.sessions, session, request, response, limit)
             elif is_initialize(request) and not protocol.is_stateless(request.protocol_version):
                 stream = answer_name(_asked(request))
+                relay = Relay(response, reader_for(response, self._settings.max_message_bytes))
                 session = await self._begin(request, response, relay, stream)
-            return await self._respond(request, session, response, relay, stream)
+            return await self._respond(request, session, response, stream, relay)
         except BaseException:
             await response.aclose()
             raise
@@ -149,7 +150,7 @@ class Proxy:
         response = await self.upstream.open(outbound)
         if is_stream(response):
             return self.http_sse.relay(request, response)
-        return await self._respond(request, None, response, Relay(response, None), None)
+        return await self._respond(request, None, response)
 
     async def _get(self, request: ClientRequest, session: Session) -> Response:
         """Return the session's GET stream, or the stream that the client comes back for."""
@@ -158,7 +159,7 @@ class Proxy:
             recovery = Recovery(self.upstream, request, self._settings.max_message_bytes)
             vouched, _ = await recovery.ask("ping", b"{}", session.upstream_session_id)
             if vouched.status in (HTTPStatus.UNAUTHORIZED, HTTPStatus.FORBIDDEN):
-                return await self._respond(request, session, vouched, Relay(vouched, None), None)
+                return await self._respond(request, session, vouched)
             await self.sessions.settle(session, request, vouched)
         reopen = self._reopening(request, session)
 
@@ -178,7 +179,7 @@ class Proxy:
         if isinstance(found, UpstreamResponse):
             if request.last_event_id and found.status in REFUSALS:
                 session, found = await self._unless_forgotten(session, request, found)
-            return await self._respond(request, session, found, Relay(found, None), None)
+            return await self._respond(request, session, found)
         headers = response_headers(found.headers, session, self._settings)
         return WholeResponse(found.status, headers, found.body)
 
@@ -215,14 +216,6 @@ class Proxy:
         live = self._streams.find(session.id, GET_STREAM)
         if live is not None:
             live.to_say = [*live.to_say, *notifications]
-
-    def _reader(
-        self, session: Session | None, request: ClientRequest, response: UpstreamResponse
-    ) -> Reader | None:
-        wanted = session is not None and self._recorder.enabled
-        if wanted or is_initialize(request):
-            return reader_for(response, self._settings.max_message_bytes)
-        return None
 
     async def _begin(
         self, request: ClientRequest, response: UpstreamResponse, relay: Relay, stream: str
@@ -263,23 +256,25 @@ class Proxy:
         request: ClientRequest,
         session: Session | None,
         response: UpstreamResponse,
-        relay: Relay,
-        stream: str | None,
+        stream: str | None = None,
+        relay: Relay | None = None,
     ) -> Response:
         headers = response_headers(response.headers, session, self._settings)
         is_answer = response.media is Media.SSE and not response.content_encoding and request.method == "POST"
-        if is_answer and session is not None and relay.reader is not None and stream is not None:
-            return await self._live(request, session, response, relay, stream, headers)
-        if (whole := relay.take_whole()) is not None:
-            if session is not None and relay.reader is not None:
-                arrived = relay.reader.feed(whole) + relay.reader.end()
-                name = None if response.media is Media.JSON else stream
-                await self._recorder.pass_on(session.id, arrived, name)
-            return WholeResponse(response.status, headers, whole)
+        if relay is None:
+            body = await self._whole(request, session, response, stream, is_answer=is_answer)
+            if body is not None:
+                grows = is_answer and stream is not None
+                return WholeResponse(response.status, _of_any_length(headers) if grows else headers, body)
+            is_recorded = session is not None and stream is not None
+            limit = self._settings.max_message_bytes
+            relay = Relay(response, reader_for(response, limit) if is_recorded else None)
         if session is None or relay.reader is None or stream is None:
-            body = relay.body()
+            chunks = relay.body()
+        elif is_answer:
+            return self._live(request, session, response, relay, stream, headers)
         else:
-            body = relay.recorded(self._recorder, session.id, stream)
+            chunks = relay.recorded(self._recorder, session.id, stream)
         opened = object()
         self._streams.add(opened)
 
@@ -288,9 +283,38 @@ class Proxy:
             await response.aclose()
 
         is_recorded = session is not None and relay.reader is not None and response.media is Media.JSON
-        return RelayResponse(response.status, headers, body, close, is_recorded_whole=is_recorded)
+        return RelayResponse(response.status, headers, chunks, close, is_recorded_whole=is_recorded)
 
-    async def _live(
+    async def _whole(
+        self,
+        request: ClientRequest,
+        session: Session | None,
+        response: UpstreamResponse,
+        stream: str | None,
+        *,
+        is_answer: bool,
+    ) -> bytes | None:
+        """Return what the client gets for a body that has come whole; it is recorded then.
+
+        `None` for one that has not, and for a stream without its answer, which may be had yet.
+        """
+        whole = response.take_whole()
+        if whole is None or session is None or stream is None:
+            return whole
+        limit = self._settings.max_message_bytes
+        if not is_answer:
+            name = stream if response.media is Media.SSE else None
+            await self._recorder.pass_on(session.id, read_whole(response, whole, limit), name)
+            return whole
+        tap = EventTap(stream, limit, _asked(request))
+        taken = tap.feed(whole)
+        if tap.unanswered:
+            response.put_back(whole)
+            return None
+        await self._recorder.pass_on(session.id, taken.arrivals, stream)
+        return taken.data
+
+    def _live(
         self,
         request: ClientRequest,
         session: Session,
@@ -298,33 +322,29 @@ class Proxy:
         relay: Relay,
         stream: str,
         headers: Headers,
-    ) -> Response:
-        """Return the stream that answers the request, as one that outlives the client's connection; or whole,
-        where it has come whole: it need not outlive anything then."""
+    ) -> RelayResponse:
+        """Return the stream that answers the request, as one that outlives the client's connection."""
         settings = self._settings
-        asked = _asked(request)
-        headers = [pair for pair in headers if pair[0] != b"content-length"]
-        tap = EventTap(stream, settings.max_message_bytes, asked)
-        if (whole := relay.take_whole()) is not None:
-            taken = tap.feed(whole)
-            if not tap.unanswered:
-                await self._recorder.pass_on(session.id, taken.arrivals, stream)
-                return WholeResponse(response.status, headers, taken.data)
-            relay.put_back(whole)
-            tap = EventTap(stream, settings.max_message_bytes, asked)
         polled = protocol.is_polled(session.protocol_version)
+        asked = _asked(request)
         # What opens it again needs who asked only: the message would lie in memory for as long as it lasts.
         request.body, request.messages = b"", []
         live = LiveStream(
             session.id,
             stream,
-            tap,
+            EventTap(stream, settings.max_message_bytes, asked),
             self._reopening(request, session),
             self._recorder,
             settings,
             polled=polled,
         )
+        headers = _of_any_length(headers)
         return StreamResponse(headers, live, response, relay.body(), self._streams, polled=polled)
+
+
+def _of_any_length(headers: Headers) -> Headers:
+    """Return the headers of a response whose events get ids here."""
+    return [pair for pair in headers if pair[0] != b"content-length"]
 
 
 def _asked(request: ClientRequest) -> list[JsonRpcId]:

@@ -105,7 +105,11 @@ class SSEFramer:
         events = text[len(shape.before) : last].split(between)
         # No more lines than these, so none within the data.
         is_run = text.count(b"\n", 0, end) == shape.line_feeds * len(events)
-        if not is_run or text.count(between + b"{", 0, end) != len(events) - 1 or len(text) - end > self._limit:
+        if (
+            not is_run
+            or text.count(between + b"{", 0, end) != len(events) - 1
+            or len(text) - end > self._limit
+        ):
             return None
         self._first = False
         self._shape = shape
