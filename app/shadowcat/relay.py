@@ -44,8 +44,11 @@ class Relay:
                 break
         return None
 
-    async def body(self) -> AsyncIterator[bytes]:
+    def body(self) -> AsyncIterator[bytes]:
         """Iterate over all chunks."""
+        return self._all() if self._held or self._ended else self._chunks
+
+    async def _all(self) -> AsyncIterator[bytes]:
         for chunk in self._held:
             yield chunk
         self._held.clear()
