@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import AsyncIterator
 from dataclasses import replace
 from http import HTTPStatus
 from typing import Final
@@ -260,21 +261,22 @@ class Proxy:
         relay: Relay | None = None,
     ) -> Response:
         headers = response_headers(response.headers, session, self._settings)
+        is_recorded = session is not None and stream is not None and self._recorder.enabled
+        limit = self._settings.max_message_bytes
         is_answer = response.media is Media.SSE and not response.content_encoding and request.method == "POST"
-        if relay is None:
-            body = await self._whole(request, session, response, stream, is_answer=is_answer)
-            if body is not None:
-                grows = is_answer and stream is not None
-                return WholeResponse(response.status, _of_any_length(headers) if grows else headers, body)
-            is_recorded = session is not None and stream is not None
-            limit = self._settings.max_message_bytes
-            relay = Relay(response, reader_for(response, limit) if is_recorded else None)
+        whole = response.take_whole() if relay is None else None
+        if session is not None and stream is not None and is_recorded and is_answer:
+            return await self._live(request, session, response, stream, headers, relay, whole)
+        if whole is not None:
+            if session is not None and is_recorded:
+                name = None if response.media is Media.JSON else stream
+                await self._recorder.pass_on(session.id, read_whole(response, whole, limit), name)
+            return WholeResponse(response.status, headers, whole)
+        relay = relay or Relay(response, reader_for(response, limit) if is_recorded else None)
         if session is None or relay.reader is None or stream is None:
-            chunks = relay.body()
-        elif is_answer:
-            return self._live(request, session, response, relay, stream, headers)
+            body = relay.body()
         else:
-            chunks = relay.recorded(self._recorder, session.id, stream)
+            body = relay.recorded(self._recorder, session.id, stream)
         opened = object()
         self._streams.add(opened)
 
@@ -283,68 +285,50 @@ class Proxy:
             await response.aclose()
 
         is_recorded = session is not None and relay.reader is not None and response.media is Media.JSON
-        return RelayResponse(response.status, headers, chunks, close, is_recorded_whole=is_recorded)
+        return RelayResponse(response.status, headers, body, close, is_recorded_whole=is_recorded)
 
-    async def _whole(
-        self,
-        request: ClientRequest,
-        session: Session | None,
-        response: UpstreamResponse,
-        stream: str | None,
-        *,
-        is_answer: bool,
-    ) -> bytes | None:
-        """Return what the client gets for a body that has come whole; it is recorded then.
-
-        `None` for one that has not, and for a stream without its answer, which may be had yet.
-        """
-        whole = response.take_whole()
-        if whole is None or session is None or stream is None:
-            return whole
-        limit = self._settings.max_message_bytes
-        if not is_answer:
-            name = stream if response.media is Media.SSE else None
-            await self._recorder.pass_on(session.id, read_whole(response, whole, limit), name)
-            return whole
-        tap = EventTap(stream, limit, _asked(request))
-        taken = tap.feed(whole)
-        if tap.unanswered:
-            response.put_back(whole)
-            return None
-        await self._recorder.pass_on(session.id, taken.arrivals, stream)
-        return taken.data
-
-    def _live(
+    async def _live(
         self,
         request: ClientRequest,
         session: Session,
         response: UpstreamResponse,
-        relay: Relay,
         stream: str,
         headers: Headers,
-    ) -> RelayResponse:
-        """Return the stream that answers the request, as one that outlives the client's connection."""
+        relay: Relay | None,
+        whole: bytes | None,
+    ) -> Response:
+        """Return the stream that answers the request, as one that outlives the client's connection; or whole,
+        where it has come whole: it need not outlive anything then."""
         settings = self._settings
-        polled = protocol.is_polled(session.protocol_version)
         asked = _asked(request)
+        headers = [pair for pair in headers if pair[0] != b"content-length"]
+        tap = EventTap(stream, settings.max_message_bytes, asked)
+        if whole is not None:
+            taken = tap.feed(whole)
+            if not tap.unanswered:
+                await self._recorder.pass_on(session.id, taken.arrivals, stream)
+                return WholeResponse(response.status, headers, taken.data)
+            tap = EventTap(stream, settings.max_message_bytes, asked)
+            body = _once(whole)
+        else:
+            body = aiter(response) if relay is None else relay.body()
+        polled = protocol.is_polled(session.protocol_version)
         # What opens it again needs who asked only: the message would lie in memory for as long as it lasts.
         request.body, request.messages = b"", []
         live = LiveStream(
             session.id,
             stream,
-            EventTap(stream, settings.max_message_bytes, asked),
+            tap,
             self._reopening(request, session),
             self._recorder,
             settings,
             polled=polled,
         )
-        headers = _of_any_length(headers)
-        return StreamResponse(headers, live, response, relay.body(), self._streams, polled=polled)
+        return StreamResponse(headers, live, response, body, self._streams, polled=polled)
 
 
-def _of_any_length(headers: Headers) -> Headers:
-    """Return the headers of a response whose events get ids here."""
-    return [pair for pair in headers if pair[0] != b"content-length"]
+async def _once(body: bytes) -> AsyncIterator[bytes]:
+    yield body
 
 
 def _asked(request: ClientRequest) -> list[JsonRpcId]:

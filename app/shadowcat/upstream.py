@@ -114,10 +114,6 @@ class UpstreamResponse:
         self._is_read = body is not None
         return body
 
-    def put_back(self, whole: bytes) -> None:
-        """Let a body that was taken be iterated after all."""
-        self._peeked.append(whole)
-
     async def peek(self, most: int) -> bytes:
         """Return the body, or its first `most` bytes and what came with them; iterating still gives all.
 
