@@ -44,12 +44,12 @@ class _Waiting(msgspec.Struct):
         return self.frame.event_id if self.notice is None else self.notice.event_id
 
     def whole(self) -> Frame:
-        """Return the frame, with its message."""
-        notice = self.notice
+        """Return the frame, with its message. A store knows what it was given before by the object."""
+        notice, unread = self.notice, self.frame
         if notice is None:
-            return self.frame
-        unread = self.frame
-        return Frame(
+            return unread
+        self.notice = None
+        self.frame = Frame(
             session_id=unread.session_id,
             direction=unread.direction,
             envelope=notice.message,
@@ -60,6 +60,7 @@ class _Waiting(msgspec.Struct):
             event_id=notice.event_id,
             token=unread.token,
         )
+        return self.frame
 
 
 _NOT_READ: Final = MessageEnvelope(b"", "other")
@@ -90,6 +91,8 @@ class Recorder:
         self._waiting_bytes = 0
         self._unseen = 0
         """How many of those that wait were not held against the window."""
+        self._tried = 0
+        """How many of the oldest that wait may be in the store, as a write that failed does not say."""
         self._recorded = 0
         """How many frames have ever been recorded, in their order."""
         self._written = 0
@@ -239,7 +242,7 @@ class Recorder:
 
         Newer ones of the same stream under the same claim: the store takes all of these, or none.
         """
-        keep, waiting = self._keep, self._waiting
+        keep, waiting = self._keep, self._waiting[self._tried :]
         if keep is None or keep.frames is None or keep.bytes is None or 2 * self._unseen < len(waiting):
             return
         self._unseen = 0
@@ -260,7 +263,7 @@ class Recorder:
                 kept.append(each)
         kept.reverse()
         self._counters.frames_outrun += len(waiting) - len(kept)
-        self._waiting = kept
+        self._waiting[self._tried :] = kept
 
     def _drop(self, session_id: str) -> None:
         self._counters.frames_dropped += 1
@@ -337,7 +340,7 @@ class Recorder:
             with anyio.CancelScope(shield=True):
                 seqs = await self._store.add_frames(frames, keep=self._keep)
         except StoreError as exc:
-            self._waiting = batch + self._waiting
+            self._try_again(batch)
             self._fails(str(exc))
             return False
         except Exception as exc:  # noqa: BLE001 - one frame that no store can keep must not be the last one
@@ -354,7 +357,12 @@ class Recorder:
         self._counters.frames_recorded += sum(1 for seq in seqs if seq)
         return True
 
+    def _try_again(self, batch: list[_Waiting]) -> None:
+        self._waiting = batch + self._waiting
+        self._tried = max(self._tried, len(batch))
+
     def _wait_no_more(self, batch: list[_Waiting]) -> None:
+        self._tried = max(0, self._tried - len(batch))
         self._waiting_bytes -= sum(each.size for each in batch)
         self._written = batch[-1].number
         self._tell()
@@ -372,7 +380,7 @@ class Recorder:
     def _refused(self, batch: list[_Waiting], error: Exception) -> None:
         """Halve the batch until the frame is found that is at fault, and leave that one out."""
         if len(batch) > 1:
-            self._waiting = batch + self._waiting
+            self._try_again(batch)
             self._most = len(batch) // 2
             return
         self._wait_no_more(batch)

@@ -125,6 +125,28 @@ async def test_it_takes_no_room_from_others_while_the_store_takes_nothing() -> N
     assert [frame.position for frame in await store.get_frames("s")] == list(range(19_901, 20_001))
 
 
+async def test_what_the_store_may_have_is_given_to_it_again_as_it_was() -> None:
+    """It knows by the objects what a call that failed has stored."""
+    store, recorder, _ = await setup(tape_frames=10)
+    tried: list[Sequence[Frame]] = []
+    add_frames = store.add_frames
+
+    async def fail_once(frames: Sequence[Frame], *, keep: Window | None = None) -> list[int]:
+        tried.append(frames)
+        if len(tried) == 1:
+            raise StoreUnavailable("it has stored them, and nobody knows")
+        return await add_frames(frames, keep=keep)
+
+    store.add_frames = fail_once  # type: ignore[method-assign]
+    recorder.server_sent("s", notices(1, 20), "one")
+    await recorder.flush()
+    recorder.server_sent("s", notices(21, 3000), "one")
+    await recorder.flush()
+    assert [a is b for a, b in zip(tried[0], tried[1], strict=False)] == [True] * 20
+    assert [frame.position for frame in tried[1][20:]] == list(range(3011, 3021))
+    assert recorder.waiting == 0
+
+
 async def test_who_waits_for_the_store_does_not_take_what_was_left_out_for_written() -> None:
     store, recorder, _ = await setup(record_window=0)
     recorder.start()
