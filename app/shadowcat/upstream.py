@@ -27,6 +27,7 @@ from shadowcat.errors import (
 from shadowcat.headers import Headers, media_type, unsendable
 from shadowcat.settings import Settings
 from shadowcat.transports import Exchange, HTTP1Transport
+from shadowcat.watch import spared
 
 CLOSE_TIMEOUT: Final = 5.0
 """Seconds that closing an upstream stream may take."""
@@ -140,7 +141,7 @@ class UpstreamResponse:
         if self._is_read:  # there is nothing to wait for, and a guarded wait costs 10 µs
             await self._stream.aclose()
             return
-        with anyio.CancelScope(shield=True), anyio.move_on_after(CLOSE_TIMEOUT):
+        with spared(), anyio.move_on_after(CLOSE_TIMEOUT):
             await self._stream.aclose()
 
 
