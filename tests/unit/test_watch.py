@@ -99,6 +99,7 @@ async def test_what_is_spared_comes_to_its_end() -> None:
 async def test_a_task_of_its_own_spares_nobody_else() -> None:
     client = Client()
     forever = asyncio.Event()
+    task: asyncio.Task[None] | None = None
 
     async def beside() -> None:
         with spared():
@@ -107,7 +108,9 @@ async def test_a_task_of_its_own_spares_nobody_else() -> None:
     with anyio.fail_after(5), ClientWatch(client.receive, Watches()):
         task = asyncio.create_task(beside())
         await client.leave()
+        await anyio.sleep_forever()
     forever.set()
+    assert task is not None
     await task
 
 
