@@ -91,7 +91,8 @@ class Proxy:
             asked = _asked(request)
             stream = answer_name(asked)
             self._recorder.client_sent(session.id, request.messages, stream if asked else None)
-            await self._recorder.settle()
+            if self._recorder.durable_first:
+                await self._recorder.settle()
         response = await self.upstream.open(prepare_request(request, session, self.upstream))
         if session is not None and response.status in REFUSALS:
             session, response = await self._unless_forgotten(session, request, response)
