@@ -71,6 +71,8 @@ class ProtectedResource:
     def challenge(self, scope: Scope, request: ClientRequest, headers: Headers) -> Headers:
         """Return the headers of a 401 or 403 with the metadata where the client can have it."""
         path = scope["path"].removeprefix(scope.get("root_path", ""))
+        if path.endswith("/messages"):  # what the client dialled is where its stream is
+            path = path.removesuffix("/messages") + "/sse"
         addresses = self.addresses(scope, request, path)
         self._target = addresses.metadata_target(headers) or self._target
         return addresses.challenge(headers) if self.settings.auth_resource == "proxy" else headers

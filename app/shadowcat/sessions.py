@@ -36,6 +36,9 @@ T = TypeVar("T")
 
 _ID_BYTES: Final = 24
 _TOUCH_AT_MOST: Final = 60.0
+_AFTER_ITS_STREAM: Final = 600.0
+"""Seconds that a session over HTTP+SSE lives without its stream's replica, which keeps it alive: one that is
+killed ends it for good, and leaves the record."""
 _LEAVING_KEPT: Final = 1000
 _KEPT_JSON: Final = 16 * 1024
 """Bytes of `initialize` params and of `serverInfo` that a session keeps: more is no honest handshake."""
@@ -155,20 +158,25 @@ class SessionManager:
         )
 
     async def _touch(self, session: Session) -> None:
-        expires_at = self._store.clock() + self._ttl
+        at_endpoint = bool(session.message_endpoint)
+        expires_at = self._store.clock() + self._lifetime(at_endpoint)
         if expires_at - session.expires_at >= self._touch_after:
-            if not await self.touch(session.id):
+            if not await self.touch(session.id, at_endpoint=at_endpoint):
                 self._cache.discard(session.id)
                 raise SessionUnknown
             self._cache.prolong(session.id, expires_at)
 
-    async def touch(self, session_id: str) -> bool:
-        """Let the session live for another `session_ttl`; say whether there is one.
+    async def touch(self, session_id: str, *, at_endpoint: bool = False) -> bool:
+        """Let the session, over HTTP+SSE or not, live on as from its beginning; say whether there is one.
 
         Raises:
             StoreDown: the store does not take it.
         """
-        return await self.ask(self._store.touch_session(session_id, self._store.clock() + self._ttl))
+        expires_at = self._store.clock() + self._lifetime(at_endpoint)
+        return await self.ask(self._store.touch_session(session_id, expires_at))
+
+    def _lifetime(self, at_endpoint: bool) -> float:
+        return min(self._ttl, _AFTER_ITS_STREAM) if at_endpoint else self._ttl
 
     async def begin(
         self, request: ClientRequest, response: UpstreamResponse, answer: MessageEnvelope | None
@@ -207,7 +215,9 @@ class SessionManager:
         Raises:
             StoreDown: the session could not be stored.
         """
-        session = replace(self._new(request, None), message_endpoint=endpoint)
+        session = self._new(request, None)
+        expires_at = session.created_at + self._lifetime(at_endpoint=True)
+        session = replace(session, message_endpoint=endpoint, expires_at=expires_at)
         return await self.ask(self._store.create_session(session))
 
     def _new(self, request: ClientRequest, session_id: str | None) -> Session:

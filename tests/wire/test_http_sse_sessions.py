@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
@@ -96,6 +97,25 @@ async def test_the_session_lives_as_long_as_its_stream(proxy: Proxied) -> None:
             while session is not None and proxy.store.clock() < session.created_at + 0.6:
                 await anyio.lowlevel.checkpoint()
             assert await proxy.store.get_session(client.session_id) is not None
+
+
+async def test_a_replica_that_is_killed_does_not_leave_the_record_for_long(
+    upstream: ScriptedUpstream, tmp_path: Path
+) -> None:
+    """Nobody can come back to the session: what keeps it alive is the replica that has its stream."""
+    SSEServer(upstream)
+    now = time.time()
+    store = SQLiteStore(tmp_path / "s.db", clock=lambda: now)
+    with anyio.fail_after(5):
+        async with replica(upstream.url, store) as proxy, listening(proxy) as client:
+            session = await store.get_session(client.session_id)
+            assert session is not None
+            assert session.expires_at == now + 600
+            now += 100
+            await client.post(CALL)
+            session = await store.get_session(client.session_id)
+            assert session is not None
+            assert session.expires_at == now + 600
 
 
 # -- whose it is ----------------------------------------------------------------------------------------
