@@ -14,7 +14,7 @@ from shadowcat.begun import within
 from shadowcat.envelope import stated_version
 from shadowcat.errors import SessionRequired, SessionUnknown, StoreDown, UpstreamError
 from shadowcat.inbound import ClientRequest
-from shadowcat.principal import Credentials, may_use, with_accepted
+from shadowcat.principal import Credentials, judged, may_use, with_accepted
 from shadowcat.protocol import WITH_SESSIONS, is_stateless
 from shadowcat.session_cache import SessionCache
 from shadowcat.settings import Settings
@@ -120,7 +120,7 @@ class SessionManager:
         session = await self.ask(self._cache.get(session_id))
         if session is None or session.upstream != self._upstream or session_id in self._ended:
             raise SessionUnknown
-        if session.principal and not may_use(session, self._credentials(request)):
+        if session.principal and not may_use(session, self._credentials(request), self._store.clock()):
             raise SessionUnknown
         await self._touch(session)
         return session
@@ -238,7 +238,12 @@ class SessionManager:
         """Return whether the upstream's answer says something of the session that is to be kept."""
         if request.method == "DELETE":
             return True
-        return response.status < 300 and with_accepted(session, self._credentials(request)) is not session
+        return self._judged(session, request, response) is not session
+
+    def _judged(self, session: Session, request: ClientRequest, response: UpstreamResponse) -> Session:
+        """Return the session with what the upstream thinks of the request's credentials."""
+        credentials = self._credentials(request)
+        return judged(session, credentials, response.status, response.headers, self._store.clock())
 
     async def settle(self, session: Session, request: ClientRequest, response: UpstreamResponse) -> None:
         """Keep what the upstream's answer says about the session: an accepted credential, or its end.
@@ -248,9 +253,8 @@ class SessionManager:
         try:
             if request.method == "DELETE" and (response.status < 300 or response.status == 404):
                 await self.ask(self._end(session.id))
-            elif response.status < 300:
-                credentials = self._credentials(request)
-                await self.update(session, lambda current: with_accepted(current, credentials))
+            else:
+                await self.update(session, lambda current: self._judged(current, request, response))
         except StoreDown as exc:
             logger.warning("session %s could not be updated: %s", session.id, exc)
         finally:

@@ -368,6 +368,22 @@ async def test_its_endpoints_are_found_only_where_the_setting_says_so(
     assert upstream.received == []
 
 
+async def test_endpoints_at_other_paths_are_found_where_a_setting_names_them(
+    upstream: ScriptedUpstream, server: Authorizing
+) -> None:
+    server.documents = {
+        SERVER: {"issuer": server.base, "token_endpoint": server.base + "/oauth/token"},
+        "/oauth/token": {"access_token": "x"},
+        "/oauth/revoke": {},
+    }
+    async with proxied(upstream.url, auth_endpoints=True, auth_paths=("/oauth/token",)) as proxy:
+        told = (await proxy.client.get(proxy.base + SERVER)).json()
+        assert told == {"issuer": proxy.base, "token_endpoint": proxy.base + "/oauth/token"}
+        got = await proxy.client.post(proxy.base + "/oauth/token", content=b"grant_type=x")
+        assert (got.json(), upstream.received[-1].body) == ({"access_token": "x"}, b"grant_type=x")
+        assert (await proxy.client.post(proxy.base + "/oauth/revoke")).status_code == 404
+
+
 async def test_its_endpoints_are_forwarded_with_what_they_are_sent(upstream: ScriptedUpstream) -> None:
     async def script(received: Received, connection: Connection) -> None:
         await connection.respond(
