@@ -186,11 +186,16 @@ class Deployment(Settings, frozen=True, kw_only=True):
     workers: int = 1
     """Processes of `shadowcat serve`, which share the store; `memory://` cannot be shared. uvicorn and
     gunicorn have an option of that name instead."""
+    root_path: str = ""
+    """The path that something in front of `shadowcat serve` takes off before it forwards, such as `/tools`:
+    addresses that clients get begin with it. uvicorn has an option of that name instead."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.workers < 1:
             raise ValueError(f"workers must be 1 or more, not {self.workers!r}")
+        if not re.fullmatch(r"(/[^/?#\s]+)*", self.root_path):
+            raise ValueError(f"root_path: {self.root_path!r} is no path such as /tools")
 
     @classmethod
     def load(cls, environ: Mapping[str, str], overrides: Mapping[str, Any] | None = None) -> Self:

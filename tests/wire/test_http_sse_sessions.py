@@ -12,6 +12,7 @@ import anyio
 import httpx2
 import pytest
 
+from shadowcat.eras.endpoint_stream import EndpointResponse
 from shadowcat_stores import MemoryStore, Session, SessionStore, SQLiteStore, StoreLimits, StoreUnavailable
 from tests.support.events import message
 from tests.support.http_sse import RESULT, SSEServer, ended, listening, path
@@ -454,6 +455,33 @@ async def test_what_came_in_at_another_replica_is_missed_too(
             await server.streams[1].end_stream()
             (lost,) = await client.events.rest()
     assert (message(lost)["id"], message(lost)["error"]["data"]) == ("c-1", AMBIGUOUS)
+
+
+@pytest.mark.parametrize("answered", ["at once", "in the end"])
+async def test_stopping_waits_for_answers_to_what_came_in_at_another_replica(
+    upstream: ScriptedUpstream, tmp_path: Path, answered: str
+) -> None:
+    server = SSEServer(upstream, kept={"tools/call"})
+    stores = [SQLiteStore(tmp_path / "s.db") for _ in range(2)]
+    with anyio.fail_after(20):
+        async with (
+            replica(upstream.url, stores[0], shutdown_grace=600) as here,
+            replica(upstream.url, stores[1]) as there,
+            listening(here) as client,
+        ):
+            await client.begin()
+            for request_id in ("cancelled", "c-1"):
+                await client.post(request("tools/call", request_id), there)
+            await client.post(cancelled("cancelled"), there)
+            here.service.drain()
+            if answered == "in the end":
+                (stream,) = here.service.streams.endpoints.values()
+                assert isinstance(stream, EndpointResponse)
+                while stream._expected != {"c-1"}:
+                    await anyio.lowlevel.checkpoint()
+            await server.say(server.streams[1], result("c-1", {}))
+            (answer,) = await client.events.rest()
+    assert message(answer) == {"jsonrpc": "2.0", "id": "c-1", "result": {}}
 
 
 async def test_a_session_that_is_deleted_elsewhere_ends_its_stream(
