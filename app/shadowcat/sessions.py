@@ -10,7 +10,7 @@ from typing import Final, TypeVar
 import msgspec
 from msgspec.structs import replace
 
-from shadowcat.begun import within
+from shadowcat.begun import Begun
 from shadowcat.envelope import stated_version
 from shadowcat.errors import SessionRequired, SessionUnknown, StoreDown, UpstreamError
 from shadowcat.inbound import ClientRequest
@@ -117,12 +117,15 @@ class SessionManager:
         return session
 
     async def _find(self, session_id: str, request: ClientRequest) -> Session:
-        session = await self.ask(self._cache.get(session_id))
+        session = self._cache.known(session_id) or await self.ask(self._cache.get(session_id))
         if session is None or session.upstream != self._upstream or session_id in self._ended:
             raise SessionUnknown
-        if session.principal and not may_use(session, self._credentials(request), self._store.clock()):
+        now = self._store.clock()
+        if session.principal and not may_use(session, self._credentials(request), now):
             raise SessionUnknown
-        await self._touch(session)
+        expires_at = now + self._lifetime(bool(session.message_endpoint))
+        if expires_at - session.expires_at >= self._touch_after:
+            await self._prolong(session, expires_at)
         return session
 
     def has_accepted(self, session: Session, request: ClientRequest) -> bool:
@@ -157,14 +160,11 @@ class SessionManager:
             "Mcp-Session-Id is missing: begin a session with initialize and send its id along."
         )
 
-    async def _touch(self, session: Session) -> None:
-        at_endpoint = bool(session.message_endpoint)
-        expires_at = self._store.clock() + self._lifetime(at_endpoint)
-        if expires_at - session.expires_at >= self._touch_after:
-            if not await self.touch(session.id, at_endpoint=at_endpoint):
-                self._cache.discard(session.id)
-                raise SessionUnknown
-            self._cache.prolong(session.id, expires_at)
+    async def _prolong(self, session: Session, expires_at: float) -> None:
+        if not await self.touch(session.id, at_endpoint=bool(session.message_endpoint)):
+            self._cache.discard(session.id)
+            raise SessionUnknown
+        self._cache.prolong(session.id, expires_at)
 
     async def touch(self, session_id: str, *, at_endpoint: bool = False) -> bool:
         """Let the session, over HTTP+SSE or not, live on as from its beginning; say whether there is one.
@@ -349,7 +349,8 @@ class SessionManager:
             SessionExists, SessionNotFound: as the call does.
         """
         try:
-            return await within(self._timeout, call)
+            begun = Begun(call)
+            return begun.result if begun.is_done else await begun.within(self._timeout)
         except (SessionExists, SessionNotFound):
             raise
         except StoreFull as exc:
