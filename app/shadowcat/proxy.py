@@ -21,7 +21,7 @@ from shadowcat.inbound import ClientRequest
 from shadowcat.live import LiveStream, Reopen
 from shadowcat.live_responses import LiveResponse, StreamResponse
 from shadowcat.outbound import prepare_request, response_headers
-from shadowcat.readers import Reader, reader_for
+from shadowcat.readers import read_whole, reader_for
 from shadowcat.recorder import Recorder
 from shadowcat.recovery import Recovery
 from shadowcat.relay import Relay
@@ -96,7 +96,7 @@ class Proxy:
         if session is not None and response.status in REFUSALS:
             session, response = await self._unless_forgotten(session, request, response)
         try:
-            relay = Relay(response, self._reader(session, request, response))
+            relay = None
             if session is not None:
                 if response.media is Media.OTHER or self.sessions.has_news(session, request, response):
                     # The upstream has processed it: that its client has left by now must not undo our part.
@@ -107,8 +107,9 @@ class Proxy:
                     await remember(self.sessions, session, request, response, limit)
             elif is_initialize(request) and not protocol.is_stateless(request.protocol_version):
                 stream = answer_name(_asked(request))
+                relay = Relay(response, reader_for(response, self._settings.max_message_bytes))
                 session = await self._begin(request, response, relay, stream)
-            return await self._respond(request, session, response, relay, stream)
+            return await self._respond(request, session, response, stream, relay)
         except BaseException:
             await response.aclose()
             raise
@@ -149,7 +150,7 @@ class Proxy:
         response = await self.upstream.open(outbound)
         if is_stream(response):
             return self.http_sse.relay(request, response)
-        return await self._respond(request, None, response, Relay(response, None), None)
+        return await self._respond(request, None, response)
 
     async def _get(self, request: ClientRequest, session: Session) -> Response:
         """Return the session's GET stream, or the stream that the client comes back for."""
@@ -158,7 +159,7 @@ class Proxy:
             recovery = Recovery(self.upstream, request, self._settings.max_message_bytes)
             vouched, _ = await recovery.ask("ping", b"{}", session.upstream_session_id)
             if vouched.status in (HTTPStatus.UNAUTHORIZED, HTTPStatus.FORBIDDEN):
-                return await self._respond(request, session, vouched, Relay(vouched, None), None)
+                return await self._respond(request, session, vouched)
             await self.sessions.settle(session, request, vouched)
         reopen = self._reopening(request, session)
 
@@ -178,7 +179,7 @@ class Proxy:
         if isinstance(found, UpstreamResponse):
             if request.last_event_id and found.status in REFUSALS:
                 session, found = await self._unless_forgotten(session, request, found)
-            return await self._respond(request, session, found, Relay(found, None), None)
+            return await self._respond(request, session, found)
         headers = response_headers(found.headers, session, self._settings)
         return WholeResponse(found.status, headers, found.body)
 
@@ -215,14 +216,6 @@ class Proxy:
         live = self._streams.find(session.id, GET_STREAM)
         if live is not None:
             live.to_say += notifications
-
-    def _reader(
-        self, session: Session | None, request: ClientRequest, response: UpstreamResponse
-    ) -> Reader | None:
-        wanted = session is not None and self._recorder.enabled
-        if wanted or is_initialize(request):
-            return reader_for(response, self._settings.max_message_bytes)
-        return None
 
     async def _begin(
         self, request: ClientRequest, response: UpstreamResponse, relay: Relay, stream: str
@@ -263,15 +256,18 @@ class Proxy:
         request: ClientRequest,
         session: Session | None,
         response: UpstreamResponse,
-        relay: Relay,
-        stream: str | None,
+        stream: str | None = None,
+        relay: Relay | None = None,
     ) -> Response:
         headers = response_headers(response.headers, session, self._settings)
-        if response.media is not Media.SSE and (whole := relay.take_whole()) is not None:
-            if session is not None and relay.reader is not None:
-                arrived = relay.reader.feed(whole) + relay.reader.end()
-                await self._recorder.pass_on(session.id, arrived, None)
-            return WholeResponse(response.status, headers, whole)
+        limit = self._settings.max_message_bytes
+        if relay is None:
+            is_recorded = session is not None and stream is not None
+            if response.media is not Media.SSE and (whole := response.take_whole()) is not None:
+                if session is not None and stream is not None:
+                    await self._recorder.pass_on(session.id, read_whole(response, whole, limit), None)
+                return WholeResponse(response.status, headers, whole)
+            relay = Relay(response, reader_for(response, limit) if is_recorded else None)
         if session is None or relay.reader is None or stream is None:
             body = relay.body()
         elif response.media is Media.SSE and not response.content_encoding and request.method == "POST":
