@@ -91,8 +91,7 @@ class Proxy:
             asked = _asked(request)
             stream = answer_name(asked)
             self._recorder.client_sent(session.id, request.messages, stream if asked else None)
-            if self._recorder.durable_first:
-                await self._recorder.settle()
+            await self._recorder.settle()
         response = await self.upstream.open(prepare_request(request, session, self.upstream))
         if session is not None and response.status in REFUSALS:
             session, response = await self._unless_forgotten(session, request, response)

@@ -102,7 +102,7 @@ class HTTPSSE:
         return self._respond(response)
 
     async def _send(self, request: ClientRequest, session: Session | None) -> UpstreamResponse:
-        upstream = self.upstream if session is None else self.upstream.at(session.message_endpoint)
+        upstream = self.upstream if session is None else self.upstream.beside(session.message_endpoint)
         # The query is the proxy's own. The server's is in its address.
         return await upstream.open(replace(prepare_request(request, session, upstream), query=b""))
 
