@@ -14,6 +14,7 @@ from shadowcat import protocol
 from shadowcat.counters import Counters, Reason
 from shadowcat.envelope import cancelled_id, read_envelopes
 from shadowcat.eras.http_sse import HTTPSSE
+from shadowcat.eras.mirrored import check_mirrored
 from shadowcat.errors import StoreDown
 from shadowcat.gets import Gets, is_stream
 from shadowcat.headers import Headers, end_to_end
@@ -27,7 +28,7 @@ from shadowcat.recovery import Recovery
 from shadowcat.relay import Relay
 from shadowcat.responses import RelayResponse
 from shadowcat.restore import REFUSALS, Restorer
-from shadowcat.sessions import SessionManager, is_initialize
+from shadowcat.sessions import SessionManager, begins_session
 from shadowcat.settings import Settings
 from shadowcat.sse import CONTENT_TYPE
 from shadowcat.standing import remember, sets_standing_state
@@ -82,8 +83,10 @@ class Proxy:
         if request.method == "POST":
             request.messages = read_envelopes(request.body)
         session = await self.sessions.resolve(request)
-        if request.method == "GET" and (session is None or self._recorder.enabled):
-            return await (self._get_alone(request) if session is None else self._get(request, session))
+        if session is None and not begins_session(request):
+            return await self._without_session(request)
+        if session is not None and request.method == "GET" and self._recorder.enabled:
+            return await self._get(request, session)
         stream = None
         if session is not None and self._recorder.enabled:
             # In revisions with sessions a client that is lost has cancelled nothing.
@@ -96,7 +99,7 @@ class Proxy:
         if session is not None and response.status in REFUSALS:
             session, response = await self._unless_forgotten(session, request, response)
         try:
-            relay = Relay(response, self._reader(session, request, response))
+            relay = Relay(response, self._reader(session, response))
             if session is not None:
                 if response.media is Media.OTHER or self.sessions.has_news(session, request, response):
                     # The upstream has processed it: that its client has left by now must not undo our part.
@@ -105,7 +108,7 @@ class Proxy:
                 if sets_standing_state(request):
                     limit = self._settings.max_message_bytes
                     await remember(self.sessions, session, request, response, limit)
-            elif is_initialize(request) and not protocol.is_stateless(request.protocol_version):
+            else:
                 stream = answer_name(_asked(request))
                 session = await self._begin(request, response, relay, stream)
             return self._respond(request, session, response, relay, stream)
@@ -140,6 +143,15 @@ class Proxy:
             return restored, UpstreamResponse.accepted()
         again = prepare_request(request, restored, self.upstream)
         return restored, await self.upstream.open(replace(again, reason="recover"))
+
+    async def _without_session(self, request: ClientRequest) -> RelayResponse:
+        """Return what the upstream answers to a request that needs no session."""
+        if request.method == "GET":
+            return await self._get_alone(request)
+        if protocol.is_stateless(request.protocol_version):
+            check_mirrored(request)
+        response = await self.upstream.open(prepare_request(request, None, self.upstream))
+        return self._respond(request, None, response, Relay(response, None), None)
 
     async def _get_alone(self, request: ClientRequest) -> RelayResponse:
         """Return what the upstream answers to a GET without a session: it may open a stream of HTTP+SSE."""
@@ -216,11 +228,8 @@ class Proxy:
         if live is not None:
             live.to_say += notifications
 
-    def _reader(
-        self, session: Session | None, request: ClientRequest, response: UpstreamResponse
-    ) -> Reader | None:
-        wanted = session is not None and self._recorder.enabled
-        if wanted or is_initialize(request):
+    def _reader(self, session: Session | None, response: UpstreamResponse) -> Reader | None:
+        if session is None or self._recorder.enabled:
             return reader_for(response, self._settings.max_message_bytes)
         return None
 
