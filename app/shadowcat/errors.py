@@ -231,6 +231,9 @@ class Stopping(ShadowcatError):
     retry_after = 1
     reason = "stopping"
 
+    def __init__(self) -> None:
+        super().__init__("The proxy is being stopped: try again, another replica will answer.")
+
 
 class NotStarted(ShadowcatError):
     """The application that this one is mounted in did not enter its lifespan."""

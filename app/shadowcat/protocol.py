@@ -27,6 +27,9 @@ _STATELESS_NAMES: Final = re.compile(r"[2-9]\d{3}-\d\d-\d\d|DRAFT-\d{4}-v\d+", r
 META_PROTOCOL_VERSION: Final = "io.modelcontextprotocol/protocolVersion"
 """Where a request of a stateless revision names its revision in the body, under `params._meta`."""
 
+META_SUBSCRIPTION_ID: Final = "io.modelcontextprotocol/subscriptionId"
+"""Where what comes on a `subscriptions/listen` stream names the request that asked for it."""
+
 NAMED_BY: Final = {
     "tools/call": "name",
     "prompts/get": "name",

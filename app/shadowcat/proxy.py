@@ -14,7 +14,7 @@ from shadowcat import protocol
 from shadowcat.counters import Counters, Reason
 from shadowcat.envelope import cancelled_id, read_envelopes
 from shadowcat.eras.http_sse import HTTPSSE
-from shadowcat.eras.mirrored import check_mirrored
+from shadowcat.eras.sessionless import Sessionless
 from shadowcat.errors import StoreDown
 from shadowcat.gets import Gets, is_stream
 from shadowcat.headers import Headers, end_to_end
@@ -72,6 +72,7 @@ class Proxy:
         self.restorer = Restorer(upstream, sessions, streams.owners, recorder, settings, counters)
         self.restorer.tell = self._tell
         self.http_sse = HTTPSSE(upstream, sessions, recorder, streams, settings, counters)
+        self.sessionless = Sessionless(upstream, streams, settings)
 
     async def forward(self, request: ClientRequest, watch: ClientWatch) -> RelayResponse:
         """Send the client's request upstream, once, and return the response that relays the answer.
@@ -84,7 +85,8 @@ class Proxy:
             request.messages = read_envelopes(request.body)
         session = await self.sessions.resolve(request)
         if session is None and not begins_session(request):
-            return await self._without_session(request)
+            is_get = request.method == "GET"
+            return await (self._get_alone(request) if is_get else self.sessionless.forward(request, watch))
         if session is not None and request.method == "GET" and self._recorder.enabled:
             return await self._get(request, session)
         stream = None
@@ -143,15 +145,6 @@ class Proxy:
             return restored, UpstreamResponse.accepted()
         again = prepare_request(request, restored, self.upstream)
         return restored, await self.upstream.open(replace(again, reason="recover"))
-
-    async def _without_session(self, request: ClientRequest) -> RelayResponse:
-        """Return what the upstream answers to a request that needs no session."""
-        if request.method == "GET":
-            return await self._get_alone(request)
-        if protocol.is_stateless(request.protocol_version):
-            check_mirrored(request)
-        response = await self.upstream.open(prepare_request(request, None, self.upstream))
-        return self._respond(request, None, response, Relay(response, None), None)
 
     async def _get_alone(self, request: ClientRequest) -> RelayResponse:
         """Return what the upstream answers to a GET without a session: it may open a stream of HTTP+SSE."""
@@ -282,14 +275,8 @@ class Proxy:
             return self._live(request, session, response, relay, stream, headers)
         else:
             body = relay.recorded(self._recorder, session.id, stream)
-        opened = object()
-        self._streams.add(opened)
-
-        async def close() -> None:
-            self._streams.discard(opened)
-            await response.aclose()
-
         is_recorded = session is not None and relay.reader is not None and response.media is Media.JSON
+        close = self._streams.counted(response)
         return RelayResponse(response.status, headers, body, close, is_recorded_whole=is_recorded)
 
     def _live(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncGenerator, Sequence
 from typing import Final
 
 from shadowcat.readers import Arrival, Reader
@@ -44,7 +44,7 @@ class Relay:
                 break
         return None
 
-    async def body(self) -> AsyncIterator[bytes]:
+    async def body(self) -> AsyncGenerator[bytes, None]:
         """Iterate over all chunks."""
         for chunk in self._held:
             yield chunk
@@ -53,7 +53,7 @@ class Relay:
             async for chunk in self._chunks:
                 yield chunk
 
-    async def recorded(self, recorder: Recorder, session_id: str, stream: str) -> AsyncIterator[bytes]:
+    async def recorded(self, recorder: Recorder, session_id: str, stream: str) -> AsyncGenerator[bytes, None]:
         """Iterate over all chunks; what arrives in them is recorded before they go on."""
         reader = self.reader
         name = None if self._keeps_last else stream
