@@ -72,7 +72,7 @@ class Proxy:
         self.restorer = Restorer(upstream, sessions, streams.owners, recorder, settings, counters)
         self.restorer.tell = self._tell
         self.http_sse = HTTPSSE(upstream, sessions, recorder, streams, settings, counters)
-        self.sessionless = Sessionless(upstream, streams, settings)
+        self.sessionless = Sessionless(upstream, sessions, recorder, streams, settings)
 
     async def forward(self, request: ClientRequest, watch: ClientWatch) -> RelayResponse:
         """Send the client's request upstream, once, and return the response that relays the answer.

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import AsyncGenerator, Sequence
 from typing import Final
 
+from shadowcat.ambient import is_ambient
 from shadowcat.readers import Arrival, Reader
 from shadowcat.recorder import Recorder
 from shadowcat.upstream import Media, UpstreamResponse
@@ -53,10 +54,13 @@ class Relay:
             async for chunk in self._chunks:
                 yield chunk
 
-    async def recorded(self, recorder: Recorder, session_id: str, stream: str) -> AsyncGenerator[bytes, None]:
+    async def recorded(
+        self, recorder: Recorder, session_id: str, stream: str | None
+    ) -> AsyncGenerator[bytes, None]:
         """Iterate over all chunks; what arrives in them is recorded before they go on."""
         reader = self.reader
-        name = None if self._keeps_last else stream
+        # Without a session the id of a request is that of others, too: its answer is known by the name.
+        name = None if self._keeps_last and not is_ambient(session_id) else stream
         if self._arrived:
             await recorder.pass_on(session_id, self._arrived, name)
         for chunk in self._held:

@@ -10,6 +10,7 @@ from typing import Final, TypeVar
 import msgspec
 from msgspec.structs import replace
 
+from shadowcat.ambient import is_ambient
 from shadowcat.begun import within
 from shadowcat.envelope import stated_version
 from shadowcat.errors import SessionRequired, SessionUnknown, StoreDown, UpstreamError
@@ -35,7 +36,6 @@ logger = logging.getLogger("shadowcat.sessions")
 T = TypeVar("T")
 
 _ID_BYTES: Final = 24
-_TOUCH_AT_MOST: Final = 60.0
 _LEAVING_KEPT: Final = 1000
 _KEPT_JSON: Final = 16 * 1024
 """Bytes of `initialize` params and of `serverInfo` that a session keeps: more is no honest handshake."""
@@ -77,7 +77,7 @@ class SessionManager:
         self._timeout = settings.store_timeout
         self._upstream = upstream
         self._ttl = settings.session_ttl
-        self._touch_after = min(_TOUCH_AT_MOST, settings.session_ttl / 10)
+        self._touch_after = settings.touch_after
         self._own_ids = settings.session_ids == "own"
         self._credential_headers = frozenset(name.lower().encode() for name in settings.credential_headers)
         self._ended: set[str] = set()
@@ -119,10 +119,12 @@ class SessionManager:
         return session
 
     async def _find(self, session_id: str, request: ClientRequest) -> Session:
+        if is_ambient(session_id):
+            raise SessionUnknown
         session = await self.ask(self._cache.get(session_id))
         if session is None or session.upstream != self._upstream or session_id in self._ended:
             raise SessionUnknown
-        if session.principal and not may_use(session, self._credentials(request)):
+        if session.principal and not may_use(session, self.credentials(request)):
             raise SessionUnknown
         await self._touch(session)
         return session
@@ -131,7 +133,7 @@ class SessionManager:
         """Return whether the upstream has accepted the request's credential on the session."""
         if not session.principal:
             return True
-        return self._credentials(request).digest(session.id) in session.credentials
+        return self.credentials(request).digest(session.id) in session.credentials
 
     async def current(self, session: Session) -> Session:
         """Return the session as it is now; as it was where the store does not say."""
@@ -193,6 +195,8 @@ class SessionManager:
         refused = response.status >= 300 or unreadable or (answer is not None and answer.kind == "error")
         if refused or (response.session_id is None and not self._own_ids):
             return None
+        if response.session_id is not None and is_ambient(response.session_id):
+            raise UpstreamError("The upstream gave a session id of a form that is the proxy's own.")
         session = self._new(request, None if self._own_ids else response.session_id)
         session = replace(session, upstream_session_id=response.session_id)
         try:
@@ -217,7 +221,7 @@ class SessionManager:
 
     def _new(self, request: ClientRequest, session_id: str | None) -> Session:
         """Return a session of the request's principal, with an id of our own where it is given none."""
-        credentials = self._credentials(request)
+        credentials = self.credentials(request)
         session_id = session_id or secrets.token_urlsafe(_ID_BYTES)
         now = self._store.clock()
         session = Session(
@@ -233,7 +237,7 @@ class SessionManager:
         """Return whether the upstream's answer says something of the session that is to be kept."""
         if request.method == "DELETE":
             return True
-        return response.status < 300 and with_accepted(session, self._credentials(request)) is not session
+        return response.status < 300 and with_accepted(session, self.credentials(request)) is not session
 
     async def settle(self, session: Session, request: ClientRequest, response: UpstreamResponse) -> None:
         """Keep what the upstream's answer says about the session: an accepted credential, or its end.
@@ -244,7 +248,7 @@ class SessionManager:
             if request.method == "DELETE" and (response.status < 300 or response.status == 404):
                 await self.ask(self._end(session.id))
             elif response.status < 300:
-                credentials = self._credentials(request)
+                credentials = self.credentials(request)
                 await self.update(session, lambda current: with_accepted(current, credentials))
         except StoreDown as exc:
             logger.warning("session %s could not be updated: %s", session.id, exc)
@@ -325,7 +329,7 @@ class SessionManager:
         That is more than being let in: a session without credentials is open to any, and stays nobody's, so
         only credentials count that were accepted on it. And its client must not be about to end it.
         """
-        credentials = self._credentials(request)
+        credentials = self.credentials(request)
         return session.id not in self._leaving and (
             not credentials
             or credentials.digest(session.id) in session.credentials
@@ -350,7 +354,8 @@ class SessionManager:
         except TimeoutError:
             raise StoreDown(f"The session store did not answer within {self._timeout} s.") from None
 
-    def _credentials(self, request: ClientRequest) -> Credentials:
+    def credentials(self, request: ClientRequest) -> Credentials:
+        """Return what the request shows to be let in."""
         return Credentials.of(request.headers, self._credential_headers)
 
 

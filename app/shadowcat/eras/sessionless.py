@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import aclosing
+from http import HTTPStatus
 from typing import Final
 
 import anyio
@@ -21,10 +22,14 @@ from shadowcat.inbound import ClientRequest
 from shadowcat.listener import Listener
 from shadowcat.outbound import prepare_request, response_headers
 from shadowcat.protocol import META_SUBSCRIPTION_ID, is_stateless
+from shadowcat.readers import SSEReader, reader_for
+from shadowcat.recorder import Recorder
 from shadowcat.relay import Relay
 from shadowcat.responses import RelayResponse
+from shadowcat.sessions import SessionManager
 from shadowcat.settings import Settings
 from shadowcat.sse import COMMENT, write_event
+from shadowcat.stream_names import answer_name
 from shadowcat.streams import LiveStreams
 from shadowcat.upstream import Media, Upstream, UpstreamResponse
 from shadowcat.watch import ClientWatch
@@ -36,8 +41,17 @@ _LONGEST: Final = 4
 class Sessionless:
     """What is asked of one upstream without a session."""
 
-    def __init__(self, upstream: Upstream, streams: LiveStreams, settings: Settings) -> None:
+    def __init__(
+        self,
+        upstream: Upstream,
+        sessions: SessionManager,
+        recorder: Recorder,
+        streams: LiveStreams,
+        settings: Settings,
+    ) -> None:
         self.upstream = upstream
+        self._sessions = sessions
+        self._recorder = recorder
         self._streams = streams
         self._settings = settings
 
@@ -54,13 +68,57 @@ class Sessionless:
             if self._streams.draining:
                 raise Stopping
             watch.harmless = True
+        stream = _stream(request) if self._recorder.enabled else None
+        session_id = await self._record(request, stream)
         response = await self.upstream.open(prepare_request(request, None, self.upstream))
+        try:
+            if session_id is None:
+                session_id = await self._record(request, stream, response)
+        except BaseException:
+            await response.aclose()
+            raise
+        # What it has asked would lie in memory for as long as a stream lasts.
+        request.body, request.messages = b"", []
+        return self._respond(response, session_id, stream, ending)
+
+    async def _record(
+        self, request: ClientRequest, stream: str | None, response: UpstreamResponse | None = None
+    ) -> str | None:
+        """Record what the client sent; return under which session.
+
+        `None` where that has to wait, or not to be: until the upstream has accepted the credentials.
+        """
+        if not self._recorder.enabled or not request.messages:
+            return None
+        credentials, upstream = self._sessions.credentials(request), self.upstream.name
+        if response is None:
+            session_id = self._recorder.ambient.find(upstream, credentials)
+        elif response.status < HTTPStatus.MULTIPLE_CHOICES:
+            session_id = self._recorder.ambient.accept(upstream, credentials)
+        else:
+            return None
+        if session_id is not None:
+            self._recorder.client_sent(session_id, request.messages, stream)
+            await self._recorder.settle()
+        return session_id
+
+    def _respond(
+        self, response: UpstreamResponse, session_id: str | None, stream: str | None, ending: bytes
+    ) -> RelayResponse:
         headers = response_headers(response.headers, None, self._settings)
-        body = Relay(response, None).body()
+        reader = None if session_id is None else reader_for(response, self._settings.max_message_bytes)
+        relay = Relay(response, reader)
+        recorder = self._recorder
+        body = relay.body() if session_id is None else relay.recorded(recorder, session_id, stream)
         close = self._streams.counted(response)
-        if request.method == "POST" and _takes_more(response):
-            return SessionlessStream(response.status, headers, body, close, self._streams, ending)
-        return RelayResponse(response.status, headers, body, close)
+        if not _takes_more(response):
+            return RelayResponse(response.status, headers, body, close)
+
+        def record_end() -> None:
+            if session_id is not None and isinstance(reader, SSEReader):
+                recorder.server_sent(session_id, [reader.add(ending)], stream)
+
+        return SessionlessStream(response.status, headers, body, close, self._streams, ending, record_end)
 
 
 class SessionlessStream(RelayResponse):
@@ -74,6 +132,7 @@ class SessionlessStream(RelayResponse):
         close: Callable[[], Awaitable[None]],
         streams: LiveStreams,
         ending: bytes,
+        record_end: Callable[[], None],
     ) -> None:
         """Begin.
 
@@ -83,12 +142,14 @@ class SessionlessStream(RelayResponse):
             body: the upstream's chunks.
             close: closes the upstream's response.
             streams: where the stream is found meanwhile.
-            ending: what ends it where the proxy does; empty where only the server can.
+            ending: the message that ends it where the proxy does; empty where only the server can.
+            record_end: called when it has.
         """
         super().__init__(status, headers, body, close)
         self._body = body
         self._streams = streams
         self._ending = ending
+        self._record_end = record_end
         self._is_ending = False
         self._is_between = True
         """Whether an event has ended and nothing of the next one has come."""
@@ -109,8 +170,9 @@ class SessionlessStream(RelayResponse):
                     has_ended = await self._relay(listener)
             else:
                 has_ended = await self._relay(listener)
-            if not has_ended:
-                await listener.write(self._ending)
+            if not has_ended and not listener.is_gone:
+                self._record_end()
+                await listener.write(write_event(self._ending))
             await listener.end()
         finally:
             self._streams.sessionless.discard(self)
@@ -146,14 +208,20 @@ class SessionlessStream(RelayResponse):
                 self._reading.cancel()
 
 
+def _stream(request: ClientRequest) -> str | None:
+    """Return a name for the stream of the answers; `None` where there will be none."""
+    asked = [message.id for message in request.messages if message.kind == "request"]
+    return answer_name(asked) if asked else None
+
+
 def _ending(request: ClientRequest) -> bytes:
-    """Return the event that ends the subscription this request asks for; empty where it asks for none."""
+    """Return the message that ends the subscription this request asks for; empty where it asks for none."""
     messages = request.messages
     if len(messages) != 1 or messages[0].kind != "request" or messages[0].method != "subscriptions/listen":
         return b""
     asked = messages[0].id
     result = {"resultType": "complete", "_meta": {META_SUBSCRIPTION_ID: asked}}
-    return write_event(msgspec.json.encode({"jsonrpc": "2.0", "id": asked, "result": result}))
+    return msgspec.json.encode({"jsonrpc": "2.0", "id": asked, "result": result})
 
 
 def _takes_more(response: UpstreamResponse) -> bool:
