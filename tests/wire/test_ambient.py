@@ -213,11 +213,11 @@ async def test_no_client_can_use_it(proxy: Proxied, upstream: ScriptedUpstream, 
 
 async def test_no_upstream_can_give_it_to_a_client(upstream: ScriptedUpstream) -> None:
     async with proxied(upstream.url, session_ids="upstream") as proxy:
-        await proxy.post(CALL, **MODERN)
-        upstream.session = (await the_one(proxy)).id
+        upstream.session = f"~ambient.{0:032}"  # before there is one
         response = await proxy.post(request("initialize", 1, {"protocolVersion": "2025-11-25"}))
         assert response.status_code == 502
         assert response.json()["error"]["data"]["reason"] == "upstream_error"
+        assert await proxy.store.count_sessions() == 0
 
 
 async def test_replicas_record_under_the_same(upstream: ScriptedUpstream, tmp_path: Path) -> None:

@@ -77,7 +77,7 @@ CONTRADICTIONS: dict[str, tuple[Any, str, str]] = {
     "another tool": (CALL, "Mcp-Name", "sub"),
     "another tool, encoded": (CALL, "Mcp-Name", sentinel("sub")),
     "a marker in other letters": (CALL, "Mcp-Name", sentinel("add").replace("base64", "BASE64")),
-    "no base64": (CALL, "Mcp-Name", "=?base64?SGVs!!!bG8=?="),
+    "no base64": (CALL, "Mcp-Name", "=?base64?YW!!!Rk=?="),
     "base64 without padding": (CALL, "Mcp-Name", "=?base64?YWR?="),
     "no text": (CALL, "Mcp-Name", "=?base64?/w==?="),
     "half a marker": (CALL, "Mcp-Name", "=?base64?YWRk"),
