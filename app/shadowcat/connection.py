@@ -41,6 +41,10 @@ class OneWrite:
         self._pieces.clear()
         self._size = 0
 
+    def is_closing(self) -> bool:
+        """Return whether it is closed, or will be when all is written."""
+        return self._transport.is_closing()
+
     def close(self) -> None:
         """Close it when all is written."""
         self._flush()

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import AsyncIterator
 from dataclasses import replace
 from http import HTTPStatus
 from typing import Final
 
 import anyio
+from starlette.responses import Response
 
 from shadowcat import protocol
 from shadowcat.counters import Counters, Reason
@@ -22,11 +22,11 @@ from shadowcat.inbound import ClientRequest
 from shadowcat.live import LiveStream, Reopen
 from shadowcat.live_responses import LiveResponse, StreamResponse
 from shadowcat.outbound import prepare_request, response_headers
-from shadowcat.readers import Reader, reader_for
+from shadowcat.readers import read_whole, reader_for
 from shadowcat.recorder import Recorder
 from shadowcat.recovery import Recovery
 from shadowcat.relay import Relay
-from shadowcat.responses import RelayResponse
+from shadowcat.responses import RelayResponse, WholeResponse
 from shadowcat.restore import REFUSALS, Restorer
 from shadowcat.sessions import SessionManager, begins_session
 from shadowcat.settings import Settings
@@ -72,9 +72,9 @@ class Proxy:
         self.restorer = Restorer(upstream, sessions, streams.owners, recorder, settings, counters)
         self.restorer.tell = self._tell
         self.http_sse = HTTPSSE(upstream, sessions, recorder, streams, settings, counters)
-        self.sessionless = Sessionless(upstream, sessions, recorder, streams, settings)
+        self.sessionless = Sessionless(upstream, recorder, streams, settings)
 
-    async def forward(self, request: ClientRequest, watch: ClientWatch) -> RelayResponse:
+    async def forward(self, request: ClientRequest, watch: ClientWatch) -> Response:
         """Send the client's request upstream, once, and return the response that relays the answer.
 
         Raises:
@@ -101,7 +101,7 @@ class Proxy:
         if session is not None and response.status in REFUSALS:
             session, response = await self._unless_forgotten(session, request, response)
         try:
-            relay = Relay(response, self._reader(session, response))
+            relay = None
             if session is not None:
                 if response.media is Media.OTHER or self.sessions.has_news(session, request, response):
                     # The upstream has processed it: that its client has left by now must not undo our part.
@@ -112,8 +112,9 @@ class Proxy:
                     await remember(self.sessions, session, request, response, limit)
             else:
                 stream = answer_name(_asked(request))
+                relay = Relay(response, reader_for(response, self._settings.max_message_bytes))
                 session = await self._begin(request, response, relay, stream)
-            return self._respond(request, session, response, relay, stream)
+            return await self._respond(request, session, response, stream, relay)
         except BaseException:
             await response.aclose()
             raise
@@ -146,7 +147,7 @@ class Proxy:
         again = prepare_request(request, restored, self.upstream)
         return restored, await self.upstream.open(replace(again, reason="recover"))
 
-    async def _get_alone(self, request: ClientRequest) -> RelayResponse:
+    async def _get_alone(self, request: ClientRequest) -> Response:
         """Return what the upstream answers to a GET without a session: it may open a stream of HTTP+SSE."""
         outbound = prepare_request(request, None, self.upstream)
         # A stream that is compressed could not be told to be one.
@@ -154,16 +155,16 @@ class Proxy:
         response = await self.upstream.open(outbound)
         if is_stream(response):
             return self.http_sse.relay(request, response)
-        return self._respond(request, None, response, Relay(response, None), None)
+        return await self._respond(request, None, response)
 
-    async def _get(self, request: ClientRequest, session: Session) -> RelayResponse:
+    async def _get(self, request: ClientRequest, session: Session) -> Response:
         """Return the session's GET stream, or the stream that the client comes back for."""
         if not self.sessions.has_accepted(session, request):
             # Nothing is shown to a credential that the upstream has not seen.
             recovery = Recovery(self.upstream, request, self._settings.max_message_bytes)
             vouched, _ = await recovery.ask("ping", b"{}", session.upstream_session_id)
             if vouched.status in (HTTPStatus.UNAUTHORIZED, HTTPStatus.FORBIDDEN):
-                return self._respond(request, session, vouched, Relay(vouched, None), None)
+                return await self._respond(request, session, vouched)
             await self.sessions.settle(session, request, vouched)
         reopen = self._reopening(request, session)
 
@@ -183,9 +184,9 @@ class Proxy:
         if isinstance(found, UpstreamResponse):
             if request.last_event_id and found.status in REFUSALS:
                 session, found = await self._unless_forgotten(session, request, found)
-            return self._respond(request, session, found, Relay(found, None), None)
+            return await self._respond(request, session, found)
         headers = response_headers(found.headers, session, self._settings)
-        return RelayResponse(found.status, headers, _once(found.body), _nothing)
+        return WholeResponse(found.status, headers, found.body)
 
     def _reopening(self, request: ClientRequest, session: Session) -> Reopen:
         """Return what opens a stream of the session upstream with the credentials of this request."""
@@ -221,11 +222,6 @@ class Proxy:
         if live is not None:
             live.to_say += notifications
 
-    def _reader(self, session: Session | None, response: UpstreamResponse) -> Reader | None:
-        if session is None or self._recorder.enabled:
-            return reader_for(response, self._settings.max_message_bytes)
-        return None
-
     async def _begin(
         self, request: ClientRequest, response: UpstreamResponse, relay: Relay, stream: str
     ) -> Session | None:
@@ -260,15 +256,23 @@ class Proxy:
                 response.status,
             )
 
-    def _respond(
+    async def _respond(
         self,
         request: ClientRequest,
         session: Session | None,
         response: UpstreamResponse,
-        relay: Relay,
-        stream: str | None,
-    ) -> RelayResponse:
+        stream: str | None = None,
+        relay: Relay | None = None,
+    ) -> Response:
         headers = response_headers(response.headers, session, self._settings)
+        limit = self._settings.max_message_bytes
+        if relay is None:
+            is_recorded = session is not None and stream is not None
+            if response.media is not Media.SSE and (whole := response.take_whole()) is not None:
+                if session is not None and stream is not None:
+                    await self._recorder.pass_on(session.id, read_whole(response, whole, limit), None)
+                return WholeResponse(response.status, headers, whole)
+            relay = Relay(response, reader_for(response, limit) if is_recorded else None)
         if session is None or relay.reader is None or stream is None:
             body = relay.body()
         elif response.media is Media.SSE and not response.content_encoding and request.method == "POST":
@@ -317,11 +321,3 @@ class Proxy:
 
 def _asked(request: ClientRequest) -> list[JsonRpcId]:
     return [message.id for message in request.messages if message.kind == "request"]
-
-
-async def _once(body: bytes) -> AsyncIterator[bytes]:
-    yield body
-
-
-async def _nothing() -> None:
-    pass

@@ -144,3 +144,11 @@ def reader_for(response: UpstreamResponse, limit: int) -> Reader | None:
     if response.content_encoding in (b"gzip", b"x-gzip", b"deflate"):
         return InflatingReader(reader, limit)
     return None
+
+
+def read_whole(response: UpstreamResponse, body: bytes, limit: int) -> list[Arrival]:
+    """Return what arrived with a response whose body has come whole."""
+    if response.media is Media.JSON and not response.content_encoding and 0 < len(body) <= limit:
+        return [Arrival(read_server_messages(body))]
+    reader = reader_for(response, limit)
+    return [] if reader is None else [*reader.feed(body), *reader.end()]

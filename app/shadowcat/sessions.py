@@ -11,7 +11,7 @@ import msgspec
 from msgspec.structs import replace
 
 from shadowcat.ambient import is_ambient
-from shadowcat.begun import within
+from shadowcat.begun import Begun
 from shadowcat.envelope import stated_version
 from shadowcat.errors import SessionRequired, SessionUnknown, StoreDown, UpstreamError
 from shadowcat.inbound import ClientRequest
@@ -79,7 +79,7 @@ class SessionManager:
         self._ttl = settings.session_ttl
         self._touch_after = settings.touch_after
         self._own_ids = settings.session_ids == "own"
-        self._credential_headers = frozenset(name.lower().encode() for name in settings.credential_headers)
+        self._credential_headers = settings.credential_names
         self._ended: set[str] = set()
         """Sessions that their clients have ended, and that the store could not delete yet."""
         self._leaving: dict[str, None] = {}
@@ -121,19 +121,21 @@ class SessionManager:
     async def _find(self, session_id: str, request: ClientRequest) -> Session:
         if is_ambient(session_id):
             raise SessionUnknown
-        session = await self.ask(self._cache.get(session_id))
+        session = self._cache.known(session_id) or await self.ask(self._cache.read(session_id))
         if session is None or session.upstream != self._upstream or session_id in self._ended:
             raise SessionUnknown
-        if session.principal and not may_use(session, self.credentials(request)):
+        if session.principal and not may_use(session, self._credentials(request)):
             raise SessionUnknown
-        await self._touch(session)
+        expires_at = self._store.clock() + self._ttl
+        if expires_at - session.expires_at >= self._touch_after:
+            await self._prolong(session, expires_at)
         return session
 
     def has_accepted(self, session: Session, request: ClientRequest) -> bool:
         """Return whether the upstream has accepted the request's credential on the session."""
         if not session.principal:
             return True
-        return self.credentials(request).digest(session.id) in session.credentials
+        return self._credentials(request).digest(session.id) in session.credentials
 
     async def current(self, session: Session) -> Session:
         """Return the session as it is now; as it was where the store does not say."""
@@ -161,13 +163,11 @@ class SessionManager:
             "Mcp-Session-Id is missing: begin a session with initialize and send its id along."
         )
 
-    async def _touch(self, session: Session) -> None:
-        expires_at = self._store.clock() + self._ttl
-        if expires_at - session.expires_at >= self._touch_after:
-            if not await self.touch(session.id):
-                self._cache.discard(session.id)
-                raise SessionUnknown
-            self._cache.prolong(session.id, expires_at)
+    async def _prolong(self, session: Session, expires_at: float) -> None:
+        if not await self.touch(session.id):
+            self._cache.discard(session.id)
+            raise SessionUnknown
+        self._cache.prolong(session.id, expires_at)
 
     async def touch(self, session_id: str) -> bool:
         """Let the session live for another `session_ttl`; say whether there is one.
@@ -195,7 +195,7 @@ class SessionManager:
         refused = response.status >= 300 or unreadable or (answer is not None and answer.kind == "error")
         if refused or (response.session_id is None and not self._own_ids):
             return None
-        if response.session_id is not None and is_ambient(response.session_id):
+        if response.session_id is not None and not self._own_ids and is_ambient(response.session_id):
             raise UpstreamError("The upstream gave a session id of a form that is the proxy's own.")
         session = self._new(request, None if self._own_ids else response.session_id)
         session = replace(session, upstream_session_id=response.session_id)
@@ -221,7 +221,7 @@ class SessionManager:
 
     def _new(self, request: ClientRequest, session_id: str | None) -> Session:
         """Return a session of the request's principal, with an id of our own where it is given none."""
-        credentials = self.credentials(request)
+        credentials = self._credentials(request)
         session_id = session_id or secrets.token_urlsafe(_ID_BYTES)
         now = self._store.clock()
         session = Session(
@@ -237,7 +237,9 @@ class SessionManager:
         """Return whether the upstream's answer says something of the session that is to be kept."""
         if request.method == "DELETE":
             return True
-        return response.status < 300 and with_accepted(session, self.credentials(request)) is not session
+        credentials = self._credentials(request)
+        is_accepted = credentials.values and response.status < 300
+        return bool(is_accepted and with_accepted(session, credentials) is not session)
 
     async def settle(self, session: Session, request: ClientRequest, response: UpstreamResponse) -> None:
         """Keep what the upstream's answer says about the session: an accepted credential, or its end.
@@ -248,7 +250,7 @@ class SessionManager:
             if request.method == "DELETE" and (response.status < 300 or response.status == 404):
                 await self.ask(self._end(session.id))
             elif response.status < 300:
-                credentials = self.credentials(request)
+                credentials = self._credentials(request)
                 await self.update(session, lambda current: with_accepted(current, credentials))
         except StoreDown as exc:
             logger.warning("session %s could not be updated: %s", session.id, exc)
@@ -329,7 +331,7 @@ class SessionManager:
         That is more than being let in: a session without credentials is open to any, and stays nobody's, so
         only credentials count that were accepted on it. And its client must not be about to end it.
         """
-        credentials = self.credentials(request)
+        credentials = self._credentials(request)
         return session.id not in self._leaving and (
             not credentials
             or credentials.digest(session.id) in session.credentials
@@ -344,7 +346,8 @@ class SessionManager:
             SessionExists, SessionNotFound: as the call does.
         """
         try:
-            return await within(self._timeout, call)
+            begun = Begun(call)
+            return begun.result if begun.is_done else await begun.within(self._timeout)
         except (SessionExists, SessionNotFound):
             raise
         except StoreFull as exc:
@@ -354,8 +357,7 @@ class SessionManager:
         except TimeoutError:
             raise StoreDown(f"The session store did not answer within {self._timeout} s.") from None
 
-    def credentials(self, request: ClientRequest) -> Credentials:
-        """Return what the request shows to be let in."""
+    def _credentials(self, request: ClientRequest) -> Credentials:
         return Credentials.of(request.headers, self._credential_headers)
 
 

@@ -6,27 +6,31 @@ What the proxy does for a stream is to keep a silent one alive, and to end a sub
 
 from __future__ import annotations
 
+import asyncio
+import math
+import time
 from collections.abc import AsyncGenerator, Awaitable, Callable
-from contextlib import aclosing
+from contextlib import nullcontext
 from http import HTTPStatus
 from typing import Final
 
 import anyio
 import msgspec
-from starlette.types import Receive, Scope, Send
+from starlette.responses import Response
+from starlette.types import Send
 
 from shadowcat.eras.mirrored import check_mirrored
 from shadowcat.errors import Stopping
 from shadowcat.headers import Headers
 from shadowcat.inbound import ClientRequest
-from shadowcat.listener import Listener
+from shadowcat.listener import quietly
 from shadowcat.outbound import prepare_request, response_headers
+from shadowcat.principal import Credentials
 from shadowcat.protocol import META_SUBSCRIPTION_ID, is_stateless
-from shadowcat.readers import SSEReader, reader_for
+from shadowcat.readers import SSEReader, read_whole, reader_for
 from shadowcat.recorder import Recorder
 from shadowcat.relay import Relay
-from shadowcat.responses import RelayResponse
-from shadowcat.sessions import SessionManager
+from shadowcat.responses import RelayResponse, WholeResponse
 from shadowcat.settings import Settings
 from shadowcat.sse import COMMENT, write_event
 from shadowcat.stream_names import answer_name
@@ -42,20 +46,15 @@ class Sessionless:
     """What is asked of one upstream without a session."""
 
     def __init__(
-        self,
-        upstream: Upstream,
-        sessions: SessionManager,
-        recorder: Recorder,
-        streams: LiveStreams,
-        settings: Settings,
+        self, upstream: Upstream, recorder: Recorder, streams: LiveStreams, settings: Settings
     ) -> None:
         self.upstream = upstream
-        self._sessions = sessions
         self._recorder = recorder
         self._streams = streams
         self._settings = settings
+        self._credential_names = settings.credential_names
 
-    async def forward(self, request: ClientRequest, watch: ClientWatch) -> RelayResponse:
+    async def forward(self, request: ClientRequest, watch: ClientWatch) -> Response:
         """Send the client's request upstream, once, and return the response that relays the answer.
 
         Raises:
@@ -74,12 +73,12 @@ class Sessionless:
         try:
             if session_id is None:
                 session_id = await self._record(request, stream, response)
+            # What it has asked would lie in memory for as long as a stream lasts.
+            request.body, request.messages = b"", []
+            return await self._respond(response, session_id, stream, ending)
         except BaseException:
             await response.aclose()
             raise
-        # What it has asked would lie in memory for as long as a stream lasts.
-        request.body, request.messages = b"", []
-        return self._respond(response, session_id, stream, ending)
 
     async def _record(
         self, request: ClientRequest, stream: str | None, response: UpstreamResponse | None = None
@@ -90,11 +89,11 @@ class Sessionless:
         """
         if not self._recorder.enabled or not request.messages:
             return None
-        credentials, upstream = self._sessions.credentials(request), self.upstream.name
+        credentials = Credentials.of(request.headers, self._credential_names)
         if response is None:
-            session_id = self._recorder.ambient.find(upstream, credentials)
+            session_id = self._recorder.ambient.find(self.upstream.name, credentials)
         elif response.status < HTTPStatus.MULTIPLE_CHOICES:
-            session_id = self._recorder.ambient.accept(upstream, credentials)
+            session_id = self._recorder.ambient.accept(self.upstream.name, credentials)
         else:
             return None
         if session_id is not None:
@@ -102,13 +101,17 @@ class Sessionless:
             await self._recorder.settle()
         return session_id
 
-    def _respond(
+    async def _respond(
         self, response: UpstreamResponse, session_id: str | None, stream: str | None, ending: bytes
-    ) -> RelayResponse:
+    ) -> Response:
         headers = response_headers(response.headers, None, self._settings)
-        reader = None if session_id is None else reader_for(response, self._settings.max_message_bytes)
+        recorder, limit = self._recorder, self._settings.max_message_bytes
+        if response.media is not Media.SSE and (whole := response.take_whole()) is not None:
+            if session_id is not None:
+                await recorder.pass_on(session_id, read_whole(response, whole, limit), stream)
+            return WholeResponse(response.status, headers, whole)
+        reader = None if session_id is None else reader_for(response, limit)
         relay = Relay(response, reader)
-        recorder = self._recorder
         body = relay.body() if session_id is None else relay.recorded(recorder, session_id, stream)
         close = self._streams.counted(response)
         if not _takes_more(response):
@@ -152,49 +155,57 @@ class SessionlessStream(RelayResponse):
         self._record_end = record_end
         self._is_ending = False
         self._is_between = True
-        """Whether an event has ended and nothing of the next one has come."""
-        self._listener: Listener | None = None
-        self._reading = anyio.CancelScope()
+        """Whether nothing of an event is on its way: neither sent in part, nor being sent."""
+        self._send: Send
+        self._sent_at = math.inf
+        self._comment: asyncio.Task[None] | None = None
+        self._reading = anyio.CancelScope() if ending else None  # 5 µs
 
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+    async def stream_response(self, send: Send) -> None:
         """Send it; return when it has ended."""
-        listener = self._listener = Listener(send)
+        self._send = send
         self._streams.sessionless.add(self)
         try:
-            await listener.begin(
+            await send(
                 {"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers}
             )
             has_ended = False
-            if self._ending:
-                with self._reading:
-                    has_ended = await self._relay(listener)
-            else:
-                has_ended = await self._relay(listener)
-            if not has_ended and not listener.is_gone:
+            with self._reading or nullcontext():
+                has_ended = await self._relay()
+            if not has_ended:
                 self._record_end()
-                await listener.write(write_event(self._ending))
-            await listener.end()
+                await self._push(write_event(self._ending))
+            await self._push(b"", more=False)
         finally:
             self._streams.sessionless.discard(self)
-            await self._close()
 
-    async def _relay(self, listener: Listener) -> bool:
+    async def _relay(self) -> bool:
         """Pass on what comes; return whether the server has ended it."""
         tail = b""
-        async with aclosing(self._body) as chunks:
-            async for chunk in chunks:
-                self._is_between = False
-                await listener.write(chunk)
-                tail = (tail + chunk[-_LONGEST:])[-_LONGEST:]
-                self._is_between = tail.endswith(_BLANK_LINE)
-                if listener.is_gone or (self._is_ending and self._is_between):
-                    return False
+        self._sent_at = time.monotonic()
+        async for chunk in self._body:
+            self._is_between = False
+            await self._push(chunk)
+            tail = (tail + chunk[-_LONGEST:])[-_LONGEST:]
+            self._is_between = tail.endswith(_BLANK_LINE)
+            if self._is_ending and self._is_between:
+                await self._body.aclose()
+                return False
         return True
+
+    async def _push(self, data: bytes, *, more: bool = True) -> None:
+        if self._comment is not None:
+            await asyncio.wait([self._comment])
+        await self._send({"type": "http.response.body", "body": data, "more_body": more})
+        self._sent_at = time.monotonic()
 
     def keep_alive(self, before: float) -> None:
         """Send a comment where nothing was sent since then (`time.monotonic`)."""
-        if self._listener is not None and self._is_between and self._listener.wrote_at <= before:
-            self._listener.send_beside(COMMENT)
+        is_busy = self._comment is not None and not self._comment.done()
+        if self._is_between and not is_busy and self._sent_at <= before:
+            message = {"type": "http.response.body", "body": COMMENT, "more_body": True}
+            self._comment = asyncio.ensure_future(quietly(self._send(message)))
+            self._sent_at = time.monotonic()
 
     def finish(self) -> None:
         """End a subscription with its result, once the event that is on its way is whole.
@@ -202,7 +213,7 @@ class SessionlessStream(RelayResponse):
         "When the server ends a subscription on its own initiative (for example, during shutdown), it SHOULD
         respond to the original request": patterns/subscriptions#graceful-closure. Its client comes back.
         """
-        if self._ending:
+        if self._reading is not None:
             self._is_ending = True
             if self._is_between:
                 self._reading.cancel()
@@ -226,8 +237,5 @@ def _ending(request: ClientRequest) -> bytes:
 
 def _takes_more(response: UpstreamResponse) -> bool:
     """Return whether the response is a stream of events that something can be put into."""
-    return (
-        response.media is Media.SSE
-        and response.content_encoding in (b"", b"identity")
-        and not any(name == b"content-length" for name, _ in response.headers)
-    )
+    is_plain = response.media is Media.SSE and response.content_encoding in (b"", b"identity")
+    return is_plain and all(name != b"content-length" for name, _ in response.headers)
