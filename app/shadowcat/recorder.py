@@ -12,6 +12,7 @@ from typing import Final
 import anyio
 import msgspec
 
+from shadowcat.ambient import AmbientSessions, is_ambient
 from shadowcat.counters import Counters
 from shadowcat.readers import Arrival, Notice
 from shadowcat.settings import Settings
@@ -99,6 +100,7 @@ class Recorder:
         self._failing = False
         self._most = _BATCH_FRAMES
         self._turns = Turns() if store.shared else None
+        self.ambient = AmbientSessions(store, settings, counters)
         self._due = asyncio.Event()
         self._timer: asyncio.TimerHandle | None = None
         self._lock = anyio.Lock()
@@ -140,11 +142,13 @@ class Recorder:
         """Return whether the session's client may act on a message only once it is in the store.
 
         So it is where everything must be durable first, and where another replica may record what the client
-        does next, and store it before what came first.
+        does next, and store it before what came first. Without a session nothing has to be in order.
         """
         if not self.enabled:
             return False
-        return self.durable_first or (self._turns is not None and not self._turns.is_alone(session_id))
+        if self._turns is None or is_ambient(session_id):
+            return self.durable_first
+        return self.durable_first or not self._turns.is_alone(session_id)
 
     async def settle(self, ends_turn_of: str | None = None) -> None:
         """Return when what was recorded may be forwarded: at once, unless it is to be in the store before.
@@ -335,6 +339,7 @@ class Recorder:
         try:
             # Not cancelled half way: nobody would know whether these frames are in the store.
             with anyio.CancelScope(shield=True):
+                await self.ambient.prepare(frames)
                 seqs = await self._store.add_frames(frames, keep=self._keep)
         except StoreError as exc:
             self._waiting = batch + self._waiting
@@ -350,6 +355,8 @@ class Recorder:
         self._wait_no_more(batch)
         if self._turns is not None:
             self._turns.wrote(frames, seqs)
+        if 0 in seqs:
+            self.ambient.wrote(frames, seqs)
         # What was not stored belonged to a session that ended meanwhile.
         self._counters.frames_recorded += sum(1 for seq in seqs if seq)
         return True

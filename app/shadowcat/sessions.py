@@ -10,6 +10,7 @@ from typing import Final, TypeVar
 import msgspec
 from msgspec.structs import replace
 
+from shadowcat.ambient import is_ambient
 from shadowcat.begun import Begun
 from shadowcat.envelope import stated_version
 from shadowcat.errors import SessionRequired, SessionUnknown, StoreDown, UpstreamError
@@ -35,7 +36,6 @@ logger = logging.getLogger("shadowcat.sessions")
 T = TypeVar("T")
 
 _ID_BYTES: Final = 24
-_TOUCH_AT_MOST: Final = 60.0
 _AFTER_ITS_STREAM: Final = 600.0
 """Seconds that a session over HTTP+SSE lives without its stream's replica, which keeps it alive: one that is
 killed ends it for good, and leaves the record."""
@@ -61,9 +61,14 @@ class _InitializeAnswer(msgspec.Struct):
 
 
 def is_initialize(request: ClientRequest) -> bool:
-    """Return whether the request begins a session."""
+    """Return whether the request is the handshake's first."""
     messages = request.messages
     return len(messages) == 1 and messages[0].kind == "request" and messages[0].method == "initialize"
+
+
+def begins_session(request: ClientRequest) -> bool:
+    """Return whether the request begins a session where it names none."""
+    return is_initialize(request) and not is_stateless(request.protocol_version)
 
 
 class SessionManager:
@@ -75,9 +80,9 @@ class SessionManager:
         self._timeout = settings.store_timeout
         self._upstream = upstream
         self._ttl = settings.session_ttl
-        self._touch_after = min(_TOUCH_AT_MOST, settings.session_ttl / 10)
+        self._touch_after = settings.touch_after
         self._own_ids = settings.session_ids == "own"
-        self._credential_headers = frozenset(name.lower().encode() for name in settings.credential_headers)
+        self._credential_headers = settings.credential_names
         self._ended: set[str] = set()
         """Sessions that their clients have ended, and that the store could not delete yet."""
         self._leaving: dict[str, None] = {}
@@ -117,6 +122,8 @@ class SessionManager:
         return session
 
     async def _find(self, session_id: str, request: ClientRequest) -> Session:
+        if is_ambient(session_id):
+            raise SessionUnknown
         session = self._cache.known(session_id) or await self.ask(self._cache.read(session_id))
         if session is None or session.upstream != self._upstream or session_id in self._ended:
             raise SessionUnknown
@@ -196,6 +203,8 @@ class SessionManager:
         refused = response.status >= 300 or unreadable or (answer is not None and answer.kind == "error")
         if refused or (response.session_id is None and not self._own_ids):
             return None
+        if response.session_id is not None and not self._own_ids and is_ambient(response.session_id):
+            raise UpstreamError("The upstream gave a session id of a form that is the proxy's own.")
         session = self._new(request, None if self._own_ids else response.session_id)
         session = replace(session, upstream_session_id=response.session_id)
         try:

@@ -155,7 +155,7 @@ class EndpointResponse(LiveResponse):
             with self._scope:
                 await self._relay(listener, messages_path(scope))
             if self._scope.cancelled_caught and not self._has_begun:
-                raise Stopping("The proxy is being stopped: try again, another replica will answer.")
+                raise Stopping
             await self._conclude(listener)
             await listener.end()
         except ShadowcatError as error:

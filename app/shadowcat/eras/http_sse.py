@@ -118,15 +118,8 @@ class HTTPSSE:
         await self._recorder.settle(ends_turn_of=session.id)
 
     def _respond(self, response: UpstreamResponse) -> RelayResponse:
-        opened = object()
-        self._streams.add(opened)
-
-        async def close() -> None:
-            self._streams.discard(opened)
-            await response.aclose()
-
         headers = response_headers(response.headers, None, self._settings)
-        return RelayResponse(response.status, headers, aiter(response), close)
+        return RelayResponse(response.status, headers, aiter(response), self._streams.counted(response))
 
 
 def _session_id(request: ClientRequest) -> str:
