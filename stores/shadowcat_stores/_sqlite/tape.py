@@ -71,14 +71,15 @@ class Tape:
             self.frame_bytes += entry.raw_bytes
             self._db.execute(_INSERT, (self.number, self.seq, entry.sizes, entry.packed))
 
-    def trim(self, most: int, most_bytes: int) -> None:
+    def trim(self, most: float, most_bytes: float) -> None:
         """Forget the oldest frames until they are few and small enough, but not the newest one.
 
         Those that are too many are only counted, until there are enough of them to be worth a look.
         """
-        too_many = max(self.frames - max(most, 1), 0)
-        self.frames -= too_many
-        self.spare += too_many
+        if self.frames > most:
+            too_many = self.frames - max(int(most), 1)
+            self.frames -= too_many
+            self.spare += too_many
         if self.frame_bytes <= most_bytes and self.spare < _SPARE:
             return
         for size in self._sizes():

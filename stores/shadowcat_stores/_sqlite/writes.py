@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import sqlite3
 from collections.abc import Sequence
 from itertools import groupby
@@ -20,6 +21,7 @@ _RELEASE: Final = """
     WHERE session = (SELECT number FROM sessions WHERE id = ? AND expires_at > ?)
     AND name = ? AND token = ? AND leased_until > ?"""
 
+_NO_WINDOW: Final = Window()
 _stream_of = attrgetter("stream")
 
 
@@ -33,7 +35,6 @@ class Writes:
         self.db = db
         self._clock = clock
         self._limits = limits
-        self._bounds = Window(frames=limits.frames, bytes=limits.frame_bytes)
         self.changed: set[int] = set()
         """The numbers of sessions that got frames or are gone, for those who follow them."""
         self.has_graves = True
@@ -102,19 +103,20 @@ class Writes:
         for place, frame in enumerate(frames):
             places.setdefault(frame.session_id, []).append(place)
         seqs = [0] * len(frames)
+        bounds = self._bounds(keep)
         for session_id, of_session in places.items():
             tape = self._tape(session_id)
             if tape is not None:
-                stored = self._append_to(tape, [frames[place] for place in of_session], keep)
+                stored = self._append_to(tape, [frames[place] for place in of_session], bounds)
                 for place, seq in zip(of_session, stored, strict=True):
                     seqs[place] = seq
         return seqs
 
     def append_one(self, frame: Frame, keep: Window | None) -> int:
-        (seq,) = self._append_to(self._require(frame.session_id), [frame], keep)
+        (seq,) = self._append_to(self._require(frame.session_id), [frame], self._bounds(keep))
         return seq
 
-    def _append_to(self, tape: Tape, frames: list[Frame], keep: Window | None) -> list[int]:
+    def _append_to(self, tape: Tape, frames: list[Frame], bounds: tuple[float, float]) -> list[int]:
         seqs: list[int] = []
         stored: list[Frame] = []
         now = self._clock()
@@ -136,17 +138,15 @@ class Writes:
             if stream is not None and event_id is not None:
                 use_stream(self.db, tape, stream, now, self._limits.streams, event_id=event_id)
         tape.add(stored)
-        self._trim(tape, keep)
+        tape.trim(*bounds)
         tape.keep()
         self.changed.add(tape.number)
         return seqs
 
-    def _trim(self, tape: Tape, keep: Window | None) -> None:
-        windows = (self._bounds,) if keep is None else (self._bounds, keep)
-        tape.trim(
-            min((each.frames for each in windows if each.frames is not None), default=tape.frames),
-            min((each.bytes for each in windows if each.bytes is not None), default=tape.frame_bytes),
-        )
+    def _bounds(self, keep: Window | None) -> tuple[float, float]:
+        """Return how many frames and bytes a tape may have."""
+        limits, keep = self._limits, keep or _NO_WINDOW
+        return _least(limits.frames, keep.frames), _least(limits.frame_bytes, keep.bytes)
 
     def delete_frames(self, session_id: str) -> int:
         tape = self._tape(session_id)
@@ -221,6 +221,10 @@ class Writes:
         if tape is None:
             raise _not_found(session_id)
         return tape
+
+
+def _least(*bounds: int | None) -> float:
+    return min((bound for bound in bounds if bound is not None), default=math.inf)
 
 
 def _not_found(session_id: str) -> SessionNotFound:
