@@ -49,15 +49,13 @@ class Begun(Generic[T]):
         except StopIteration as done:
             return done.value  # type: ignore[no-any-return]
 
+    async def within(self, seconds: float) -> T:
+        """Return what it returns.
 
-async def within(seconds: float, call: Awaitable[T]) -> T:
-    """Return what the call returns.
-
-    Raises:
-        TimeoutError: it waits for longer.
-    """
-    begun = Begun(call)
-    if begun.is_done:
-        return begun.result
-    async with asyncio.timeout(seconds):
-        return await begun
+        Raises:
+            TimeoutError: it waits for longer.
+        """
+        if self.is_done:
+            return self.result
+        async with asyncio.timeout(seconds):
+            return await self

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from http import HTTPStatus
-from typing import Protocol
+from typing import Final, Protocol
 
 import anyio
 from starlette.exceptions import HTTPException
@@ -32,6 +32,9 @@ from shadowcat_stores import StoreError
 
 logger = logging.getLogger("shadowcat")
 
+_PASSED_KEPT: Final = 100
+"""How many different sets of headers are known to be in order: clients have few, and an attacker many."""
+
 METHODS = ("GET", "POST", "DELETE", "OPTIONS")
 
 _STOPPED = AmbiguousDelivery(
@@ -48,7 +51,7 @@ class Forwards(Protocol):
     def upstream(self) -> Upstream:
         """Where to."""
 
-    async def forward(self, request: ClientRequest, watch: ClientWatch) -> RelayResponse:
+    async def forward(self, request: ClientRequest, watch: ClientWatch) -> Response:
         """Return the response that relays the answer."""
 
 
@@ -59,6 +62,7 @@ class MCPEndpoint:
         self._service = service
         self._proxy = proxy
         self._resource = resource
+        self._passed: set[tuple[object, ...]] = set()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer one request; return without an answer where the client has left."""
@@ -69,7 +73,7 @@ class MCPEndpoint:
                 raise NotStarted
             if self._service.draining and request.method == "GET":
                 raise _STOPPING
-            request.check(settings)
+            self._check(request)
             await request.read_body(receive, settings.max_body_bytes)
         except ClientDisconnect:
             return
@@ -98,6 +102,16 @@ class MCPEndpoint:
         else:
             # Let out, so that what is cut does not look complete, whatever stands around this app.
             raise UpstreamBroke("The response was cut because the server stops.")
+
+    def _check(self, request: ClientRequest) -> None:
+        """Refuse what must not be forwarded. What has passed once passes again: the look takes 4 µs."""
+        looked_at = request.looked_at
+        if looked_at not in self._passed:
+            request.check(self._service.settings)
+            if len(self._passed) == _PASSED_KEPT:
+                self._passed.clear()
+            self._passed.add(looked_at)
+        request.check_length(self._service.settings)
 
 
 def _hand_over(watch: ClientWatch, response: Response) -> None:

@@ -37,6 +37,8 @@ _READ: Final = frozenset(
     }
 )
 
+_CHECKED: Final = (b"host", b"origin", b"accept", b"content-type", b"content-encoding")
+
 
 class ClientRequest:
     """One request of a client's, with what the proxy needs to know of it."""
@@ -45,8 +47,7 @@ class ClientRequest:
 
     def __init__(self, scope: Scope) -> None:
         self.method: str = scope["method"]
-        # uvicorn leaves blanks after a value, which are no part of it: RFC 9110 §5.5.
-        self.headers: Headers = [(name, value.strip(b" \t")) for name, value in scope["headers"]]
+        self.headers: Headers = []
         self.query: bytes = scope["query_string"]
         self.scheme: str = scope["scheme"]
         server = scope.get("server")
@@ -55,7 +56,10 @@ class ClientRequest:
         self.messages: list[MessageEnvelope] = []
         self._known: dict[bytes, bytes] = {}
         self._repeated: bytes | None = None
-        for name, value in self.headers:
+        for name, given in scope["headers"]:
+            # uvicorn leaves blanks after a value, which are no part of it: RFC 9110 §5.5.
+            value = given.strip(b" \t")
+            self.headers.append((name, value))
             if name in _READ:
                 if name in self._known:
                     self._repeat(name, value)
@@ -96,6 +100,12 @@ class ClientRequest:
             return self.messages[0].id
         return None
 
+    @property
+    def looked_at(self) -> tuple[object, ...]:
+        """What `check` decides by."""
+        known = self._known
+        return self.method, self.server, self._repeated, *[known.get(name) for name in _CHECKED]
+
     def check(self, settings: Settings) -> None:
         """Refuse what must not be forwarded, before the body is read.
 
@@ -104,7 +114,6 @@ class ClientRequest:
             ForbiddenOrigin: https://modelcontextprotocol.io/specification/2025-11-25/basic/transports#security-warning
             NotAcceptable: `Accept` excludes both media types that the protocol answers with.
             UnsupportedMediaType: the body is no plain JSON.
-            BodyTooLarge: the stated length is over the limit.
         """
         self.check_sender(settings)
         accept = self.header(b"accept")
@@ -114,7 +123,17 @@ class ClientRequest:
         if accept is not None and self.method in ("GET", "POST") and not accepts(accept, *wanted):
             raise NotAcceptable(f"Accept must admit {' and '.join(each.decode() for each in wanted)}.")
         if self.method == "POST":
-            self._check_body(settings)
+            self._check_body()
+
+    def check_length(self, settings: Settings) -> None:
+        """Refuse a body whose stated length is over the limit.
+
+        Raises:
+            BodyTooLarge: it is.
+        """
+        length = self.header(b"content-length")
+        if length is not None and length.isdigit() and int(length) > settings.max_body_bytes:
+            raise _too_large(settings.max_body_bytes)
 
     def check_sender(self, settings: Settings) -> None:
         """Refuse what comes from where it must not, on whichever path.
@@ -127,14 +146,11 @@ class ClientRequest:
         self._check_host(settings)
         self._check_origin(settings)
 
-    def _check_body(self, settings: Settings) -> None:
+    def _check_body(self) -> None:
         if media_type(self.header(b"content-type")) != b"application/json":
             raise UnsupportedMediaType("Content-Type must be application/json.")
         if self.header(b"content-encoding") not in (None, b"", b"identity"):
             raise UnsupportedMediaType("Content-Encoding is not supported here: send the body as it is.")
-        length = self.header(b"content-length")
-        if length is not None and length.isdigit() and int(length) > settings.max_body_bytes:
-            raise _too_large(settings.max_body_bytes)
 
     def _check_host(self, settings: Settings) -> None:
         allowed = settings.allowed_hosts

@@ -18,7 +18,7 @@ from typing import Final, Protocol
 
 import anyio
 
-from shadowcat.begun import within
+from shadowcat.begun import Begun
 from shadowcat.counters import Reason
 from shadowcat.errors import AmbiguousDelivery, SessionUnknown, ShadowcatError, UpstreamBroke
 from shadowcat.headers import Headers
@@ -212,7 +212,7 @@ class LiveStream:
             if self._is_left_to_upstream():
                 self._goes_on_upstream = True
             with suppress(TimeoutError):
-                await within(_LAST_WORDS, self._conclude())
+                await Begun(self._conclude()).within(_LAST_WORDS)
         finally:
             self._has_ended = True
             self.over.set()

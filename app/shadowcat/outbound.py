@@ -15,6 +15,9 @@ from shadowcat_stores import Session
 _REPLACED: Final = HOP_BY_HOP | {b"host", b"content-length", b"expect"}
 
 
+_NOT_HANDED_ON: Final = HOP_BY_HOP | {protocol.SESSION_ID}
+
+
 def prepare_request(request: ClientRequest, session: Session | None, upstream: Upstream) -> OutboundRequest:
     """Return what goes upstream: what came, with the upstream's address and session id for ours."""
     headers: Headers = [(b"host", upstream.host)]
@@ -35,10 +38,9 @@ def prepare_request(request: ClientRequest, session: Session | None, upstream: U
 
 def response_headers(came: Headers, session: Session | None, settings: Settings) -> Headers:
     """Return what the client gets: what came, with our session id for the upstream's."""
-    headers = end_to_end(came)
     if settings.session_ids == "upstream" and (session is None or session.upstream_session_id == session.id):
-        return headers
-    headers = [pair for pair in headers if pair[0] != protocol.SESSION_ID]
+        return end_to_end(came)
+    headers = end_to_end(came, _NOT_HANDED_ON)
     if session is not None:
         headers.append((protocol.SESSION_ID, session.id.encode("latin-1")))
     return headers

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import AsyncIterator
 from dataclasses import replace
 from http import HTTPStatus
 from typing import Final
 
 import anyio
+from starlette.responses import Response
 
 from shadowcat import protocol
 from shadowcat.counters import Counters, Reason
@@ -25,7 +25,7 @@ from shadowcat.readers import Reader, reader_for
 from shadowcat.recorder import Recorder
 from shadowcat.recovery import Recovery
 from shadowcat.relay import Relay
-from shadowcat.responses import RelayResponse
+from shadowcat.responses import RelayResponse, WholeResponse
 from shadowcat.restore import REFUSALS, Restorer
 from shadowcat.sessions import SessionManager, is_initialize
 from shadowcat.settings import Settings
@@ -72,7 +72,7 @@ class Proxy:
         self.restorer.tell = self._tell
         self.http_sse = HTTPSSE(upstream, sessions, recorder, streams, settings, counters)
 
-    async def forward(self, request: ClientRequest, watch: ClientWatch) -> RelayResponse:
+    async def forward(self, request: ClientRequest, watch: ClientWatch) -> Response:
         """Send the client's request upstream, once, and return the response that relays the answer.
 
         Raises:
@@ -108,7 +108,7 @@ class Proxy:
             elif is_initialize(request) and not protocol.is_stateless(request.protocol_version):
                 stream = answer_name(_asked(request))
                 session = await self._begin(request, response, relay, stream)
-            return self._respond(request, session, response, relay, stream)
+            return await self._respond(request, session, response, relay, stream)
         except BaseException:
             await response.aclose()
             raise
@@ -141,7 +141,7 @@ class Proxy:
         again = prepare_request(request, restored, self.upstream)
         return restored, await self.upstream.open(replace(again, reason="recover"))
 
-    async def _get_alone(self, request: ClientRequest) -> RelayResponse:
+    async def _get_alone(self, request: ClientRequest) -> Response:
         """Return what the upstream answers to a GET without a session: it may open a stream of HTTP+SSE."""
         outbound = prepare_request(request, None, self.upstream)
         # A stream that is compressed could not be told to be one.
@@ -149,16 +149,16 @@ class Proxy:
         response = await self.upstream.open(outbound)
         if is_stream(response):
             return self.http_sse.relay(request, response)
-        return self._respond(request, None, response, Relay(response, None), None)
+        return await self._respond(request, None, response, Relay(response, None), None)
 
-    async def _get(self, request: ClientRequest, session: Session) -> RelayResponse:
+    async def _get(self, request: ClientRequest, session: Session) -> Response:
         """Return the session's GET stream, or the stream that the client comes back for."""
         if not self.sessions.has_accepted(session, request):
             # Nothing is shown to a credential that the upstream has not seen.
             recovery = Recovery(self.upstream, request, self._settings.max_message_bytes)
             vouched, _ = await recovery.ask("ping", b"{}", session.upstream_session_id)
             if vouched.status in (HTTPStatus.UNAUTHORIZED, HTTPStatus.FORBIDDEN):
-                return self._respond(request, session, vouched, Relay(vouched, None), None)
+                return await self._respond(request, session, vouched, Relay(vouched, None), None)
             await self.sessions.settle(session, request, vouched)
         reopen = self._reopening(request, session)
 
@@ -178,9 +178,9 @@ class Proxy:
         if isinstance(found, UpstreamResponse):
             if request.last_event_id and found.status in REFUSALS:
                 session, found = await self._unless_forgotten(session, request, found)
-            return self._respond(request, session, found, Relay(found, None), None)
+            return await self._respond(request, session, found, Relay(found, None), None)
         headers = response_headers(found.headers, session, self._settings)
-        return RelayResponse(found.status, headers, _once(found.body), _nothing)
+        return WholeResponse(found.status, headers, found.body)
 
     def _reopening(self, request: ClientRequest, session: Session) -> Reopen:
         """Return what opens a stream of the session upstream with the credentials of this request."""
@@ -258,15 +258,20 @@ class Proxy:
                 response.status,
             )
 
-    def _respond(
+    async def _respond(
         self,
         request: ClientRequest,
         session: Session | None,
         response: UpstreamResponse,
         relay: Relay,
         stream: str | None,
-    ) -> RelayResponse:
+    ) -> Response:
         headers = response_headers(response.headers, session, self._settings)
+        if response.media is not Media.SSE and (whole := relay.take_whole()) is not None:
+            if session is not None and relay.reader is not None:
+                arrived = relay.reader.feed(whole) + relay.reader.end()
+                await self._recorder.pass_on(session.id, arrived, None)
+            return WholeResponse(response.status, headers, whole)
         if session is None or relay.reader is None or stream is None:
             body = relay.body()
         elif response.media is Media.SSE and not response.content_encoding and request.method == "POST":
@@ -321,11 +326,3 @@ class Proxy:
 
 def _asked(request: ClientRequest) -> list[JsonRpcId]:
     return [message.id for message in request.messages if message.kind == "request"]
-
-
-async def _once(body: bytes) -> AsyncIterator[bytes]:
-    yield body
-
-
-async def _nothing() -> None:
-    pass

@@ -49,6 +49,25 @@ class RelayResponse(StreamingResponse):
             await self._close()
 
 
+class WholeResponse(Response):
+    """Hands on an upstream response that has come whole: most answers in JSON. Two messages instead of four
+    spare a short call a tenth of what it costs."""
+
+    def __init__(self, status: int, headers: Headers, body: bytes) -> None:
+        # Not the parent's __init__: it would add headers to those that came.
+        self.status_code = status
+        self.raw_headers = headers
+        self.body = body
+        self.background = None
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Send it."""
+        with suppress(OSError):  # how servers of ASGI 2.4 say that the client has left
+            headers = self.raw_headers
+            await send({"type": "http.response.start", "status": self.status_code, "headers": headers})
+            await send({"type": "http.response.body", "body": self.body})
+
+
 def error_response(error: ShadowcatError, request_id: JsonRpcId = None) -> Response:
     """Return the error as the MCP path says it: a JSON-RPC error with the request's id."""
     return _json(error.message(request_id), error.status, "application/json", error.retry_after)

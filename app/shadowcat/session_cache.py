@@ -25,23 +25,27 @@ class SessionCache:
         self._monotonic = monotonic
         self._read: dict[str, tuple[float, Session]] = {}
 
+    def known(self, session_id: str) -> Session | None:
+        """Return the session if it was read lately."""
+        found = self._read.get(session_id)
+        if found is None:
+            return None
+        read_at, session = found
+        if self._monotonic() - read_at < self._seconds and self._store.clock() < session.expires_at:
+            return session
+        del self._read[session_id]
+        return None
+
     async def get(self, session_id: str) -> Session | None:
         """Return the session, or `None` where it is absent. An absent one is looked for again each time.
 
         Raises:
             StoreError: as the store does.
         """
-        if not self._seconds:
-            return await self._store.get_session(session_id)
-        if found := self._read.get(session_id):
-            read_at, session = found
-            if self._monotonic() - read_at < self._seconds and self._store.clock() < session.expires_at:
-                return session
-            del self._read[session_id]
-        read = await self._store.get_session(session_id)
-        if read is not None:
-            self.put(read)
-        return read
+        session = self.known(session_id)
+        if session is None and (session := await self._store.get_session(session_id)) is not None:
+            self.put(session)
+        return session
 
     def put(self, session: Session) -> None:
         """Remember the session as it now is in the store."""

@@ -10,7 +10,7 @@ from typing import Final, TypeVar
 import msgspec
 from msgspec.structs import replace
 
-from shadowcat.begun import within
+from shadowcat.begun import Begun
 from shadowcat.envelope import stated_version
 from shadowcat.errors import SessionRequired, SessionUnknown, StoreDown, UpstreamError
 from shadowcat.inbound import ClientRequest
@@ -114,12 +114,14 @@ class SessionManager:
         return session
 
     async def _find(self, session_id: str, request: ClientRequest) -> Session:
-        session = await self.ask(self._cache.get(session_id))
+        session = self._cache.known(session_id) or await self.ask(self._cache.get(session_id))
         if session is None or session.upstream != self._upstream or session_id in self._ended:
             raise SessionUnknown
         if session.principal and not may_use(session, self._credentials(request)):
             raise SessionUnknown
-        await self._touch(session)
+        expires_at = self._store.clock() + self._ttl
+        if expires_at - session.expires_at >= self._touch_after:
+            await self._prolong(session, expires_at)
         return session
 
     def has_accepted(self, session: Session, request: ClientRequest) -> bool:
@@ -154,13 +156,11 @@ class SessionManager:
             "Mcp-Session-Id is missing: begin a session with initialize and send its id along."
         )
 
-    async def _touch(self, session: Session) -> None:
-        expires_at = self._store.clock() + self._ttl
-        if expires_at - session.expires_at >= self._touch_after:
-            if not await self.touch(session.id):
-                self._cache.discard(session.id)
-                raise SessionUnknown
-            self._cache.prolong(session.id, expires_at)
+    async def _prolong(self, session: Session, expires_at: float) -> None:
+        if not await self.touch(session.id):
+            self._cache.discard(session.id)
+            raise SessionUnknown
+        self._cache.prolong(session.id, expires_at)
 
     async def touch(self, session_id: str) -> bool:
         """Let the session live for another `session_ttl`; say whether there is one.
@@ -335,7 +335,8 @@ class SessionManager:
             SessionExists, SessionNotFound: as the call does.
         """
         try:
-            return await within(self._timeout, call)
+            begun = Begun(call)
+            return begun.result if begun.is_done else await begun.within(self._timeout)
         except (SessionExists, SessionNotFound):
             raise
         except StoreFull as exc:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import nullcontext
 from copy import copy
 from dataclasses import dataclass
 from enum import Enum
@@ -27,7 +26,7 @@ from shadowcat.errors import (
 )
 from shadowcat.headers import Headers, media_type, unsendable
 from shadowcat.settings import Settings
-from shadowcat.transports.http1 import HTTP1Transport
+from shadowcat.transports import Exchange, HTTP1Transport
 
 CLOSE_TIMEOUT: Final = 5.0
 """Seconds that closing an upstream stream may take."""
@@ -43,8 +42,10 @@ class Media(Enum):
     @classmethod
     def of(cls, content_type: bytes | None) -> Media:
         """Return the treatment that a `Content-Type` calls for."""
-        kind = media_type(content_type)
-        return cls.SSE if kind == cls.SSE.value else cls.JSON if kind == cls.JSON.value else cls.OTHER
+        return _MEDIA.get(media_type(content_type), cls.OTHER)
+
+
+_MEDIA: Final = {each.value: each for each in Media}
 
 
 @dataclass(slots=True)
@@ -72,7 +73,8 @@ class UpstreamResponse:
     def __init__(self, status: int, headers: Headers, stream: httpx2.AsyncByteStream) -> None:
         self.status = status
         self.headers: Headers = [(name.lower(), value) for name, value in headers]
-        if any(name == b"transfer-encoding" for name, _ in self.headers):
+        found = dict(self.headers)
+        if b"transfer-encoding" in found:
             # Where both came, this one did not count: https://www.rfc-editor.org/rfc/rfc9112#section-6.3
             self.headers = [pair for pair in self.headers if pair[0] != b"content-length"]
         self._stream = stream
@@ -81,7 +83,6 @@ class UpstreamResponse:
         self._is_read = False
         self.watch: Callable[[bytes], Awaitable[None]] | None = None
         """Awaited with each chunk before it is handed on."""
-        found = dict(self.headers)
         self.media = Media.of(found.get(b"content-type"))
         self.content_encoding: bytes = found.get(b"content-encoding", b"").strip().lower()
         self.session_id: str | None = found.get(protocol.SESSION_ID, b"").decode("latin-1") or None
@@ -102,6 +103,14 @@ class UpstreamResponse:
             self._is_read = True
         except httpx2.TransportError as exc:
             raise _broke(exc) from exc
+
+    def take_whole(self) -> bytes | None:
+        """Return the body where all of it is here, and nobody has read of it: nothing is left to iterate."""
+        if self._peeked or self.watch is not None or not isinstance(self._stream, Exchange):
+            return None
+        body = self._stream.take_whole()
+        self._is_read = body is not None
+        return body
 
     async def peek(self, most: int) -> bytes:
         """Return the body, or its first `most` bytes and what came with them; iterating still gives all.
@@ -181,8 +190,11 @@ class Upstream:
         self._counters.upstream_requests[outbound.reason] += 1
         timeout = self._response_timeout
         try:
-            with nullcontext() if timeout is None else anyio.fail_after(timeout):
+            if timeout is None:
                 response = await self._send(outbound)
+            else:
+                with anyio.fail_after(timeout):
+                    response = await self._send(outbound)
         except httpx2.TransportError as exc:
             raise _translate(exc, outbound.headers) from exc
         except AttributeError as exc:

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import time
-from collections import deque
 from collections.abc import Iterator
 from types import TracebackType
 from typing import Final, Protocol, Self
@@ -31,9 +29,12 @@ class Watches:
 
     def __init__(self) -> None:
         self._all: set[ClientWatch] = set()
-        self._young: deque[tuple[float, ClientWatch]] = deque()
-        """Those that have not begun, and when they will; the ended ones among them still count."""
+        self._young: list[ClientWatch] = []
+        self._due: list[ClientWatch] = []
+        """Those that begin at the next tick of the timer, unless they have ended; the young ones at the next
+        but one."""
         self._timer: asyncio.TimerHandle | None = None
+        self._scope_class: type[anyio.CancelScope] | None = None
 
     def __iter__(self) -> Iterator[ClientWatch]:
         return iter(tuple(self._all))
@@ -41,10 +42,16 @@ class Watches:
     def __len__(self) -> int:
         return len(self._all)
 
+    def new_scope(self) -> anyio.CancelScope:
+        """Return a scope, of the class that anyio finds for the running loop: the search takes 3 µs."""
+        if self._scope_class is None:
+            self._scope_class = type(anyio.CancelScope())
+        return self._scope_class()
+
     def add(self, watch: ClientWatch) -> None:
-        """Count the watch, and begin it after `PATIENCE`."""
+        """Count the watch, and begin it after `PATIENCE`, or up to twice that."""
         self._all.add(watch)
-        self._young.append((time.monotonic() + PATIENCE, watch))
+        self._young.append(watch)
         if self._timer is None:
             self._timer = asyncio.get_running_loop().call_later(PATIENCE, self._begin)
 
@@ -53,16 +60,12 @@ class Watches:
         self._all.discard(watch)
 
     def _begin(self) -> None:
-        self._timer = None
-        now = time.monotonic()
-        while self._young:
-            at, watch = self._young[0]
-            if at > now:
-                self._timer = asyncio.get_running_loop().call_later(at - now, self._begin)
-                return
-            self._young.popleft()
+        for watch in self._due:
             if watch in self._all:
                 watch.begin()
+        self._due, self._young = self._young, []
+        again = self._due and asyncio.get_running_loop().call_later(PATIENCE, self._begin)
+        self._timer = again or None
 
 
 class ClientWatch:
@@ -71,6 +74,11 @@ class ClientWatch:
     Servers send no headers before their first message, and an idle stream sends nothing at all: neither a
     pending upstream request nor `send` would show that nobody is there any more. Only `receive` does.
     """
+
+    __slots__ = (
+        "_among", "_answer", "_is_over", "_receive", "_scope", "_task", "harmless", "has_left", "patience",
+        "was_cut",
+    )  # fmt: skip
 
     def __init__(self, receive: Receive, among: Watches, *, harmless: bool = False) -> None:
         self.harmless = harmless
@@ -82,7 +90,7 @@ class ClientWatch:
         self._answer: Answer | None = None
         self._receive = receive
         self._among = among
-        self._scope = anyio.CancelScope()
+        self._scope = among.new_scope()
         self.was_cut = False
         """Whether the block was left because of `cut`."""
         self._task: asyncio.Task[None] | None = None

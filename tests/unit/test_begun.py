@@ -7,7 +7,7 @@ import asyncio
 import anyio
 import pytest
 
-from shadowcat.begun import Begun, within
+from shadowcat.begun import Begun
 
 
 async def at_once() -> int:
@@ -70,9 +70,9 @@ async def test_the_time_is_bounded_where_it_waits() -> None:
         finally:
             cleaned.append(True)
 
-    assert await within(0.001, at_once()) == 1
+    assert await Begun(at_once()).within(0.001) == 1
     with pytest.raises(TimeoutError):
-        await within(0.001, wait())
+        await Begun(wait()).within(0.001)
     assert cleaned == [True]
 
 
@@ -92,7 +92,7 @@ async def test_it_is_cancelled_like_any_other(by_scope: bool) -> None:
 
     async def run() -> int:
         with scope:
-            return await within(60, wait())
+            return await Begun(wait()).within(60)
         return -1
 
     task = asyncio.create_task(run())

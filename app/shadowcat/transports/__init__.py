@@ -7,9 +7,10 @@ from __future__ import annotations
 import httpx2
 
 from shadowcat.settings import Settings
+from shadowcat.transports._exchange import Exchange
 from shadowcat.transports.http1 import HTTP1Transport
 
-__all__ = ["HTTP1Transport", "http_transport"]
+__all__ = ["Exchange", "HTTP1Transport", "http_transport"]
 
 
 def http_transport(settings: Settings) -> httpx2.AsyncBaseTransport:

@@ -97,6 +97,14 @@ class Exchange(httpx2.AsyncByteStream):
             self.connection.resume_reading()
         return chunk
 
+    def take_whole(self) -> bytes | None:
+        """Return the body where all of it has come, as that of a short answer does with its head."""
+        if not self._complete or self._error is not None:
+            return None
+        body = b"".join(self._chunks)
+        self._chunks.clear()
+        return body
+
     async def wait(self, timeout: float | None, late: type[httpx2.TimeoutException]) -> None:
         """Return when something has happened. Cancelled or too late, the connection is closed."""
         loop = asyncio.get_running_loop()

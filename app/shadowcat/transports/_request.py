@@ -10,6 +10,8 @@ _TOKEN: Final = b"!#$%&'*+-.^_`|~0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijk
 """https://www.rfc-editor.org/rfc/rfc9110#section-5.6.2"""
 _HARMLESS: Final = bytes(set(range(256)) - set(b"\r\n\0"))
 
+_LENGTHS: Final = frozenset({len("content-length"), len("transfer-encoding")})
+
 
 def request_head(method: str, target: bytes, headers: list[tuple[bytes, bytes]]) -> tuple[bytes, int | None]:
     """Return the request's head, and the length in bytes that it announces of the body, `None` for chunks.
@@ -18,27 +20,22 @@ def request_head(method: str, target: bytes, headers: list[tuple[bytes, bytes]])
         httpx2.LocalProtocolError: the server could read another request, or several, out of it.
     """
     verb = method.encode("latin-1")
-    parts = [verb, b" ", target, b" HTTP/1.1\r\n"]
-    framing: list[tuple[bytes, bytes]] = []
-    for name, value in headers:
-        parts += (name, b": ", value, b"\r\n")
-        if len(name) == 14 or len(name) == 17:
-            framing.append((name.lower(), value))
-    names = parts[::4]  # and the method
+    names = [verb, *[name for name, _ in headers]]
     if b"".join(names).translate(None, _TOKEN) or b"" in names:
         raise httpx2.LocalProtocolError("The method, or the name of a header, is no token.")
-    parts.append(b"\r\n")
-    head = b"".join(parts)
+    lines = [b"%b %b HTTP/1.1" % (verb, target), *[b": ".join(pair) for pair in headers], b"\r\n"]
+    head = b"\r\n".join(lines)
     if head.translate(None, _HARMLESS) != b"\r\n" * (len(names) + 1):
         raise httpx2.LocalProtocolError("A header has a line end or a NUL in its value.")
-    return head, _announced(framing)
+    return head, _announced([pair for pair in headers if len(pair[0]) in _LENGTHS])
 
 
 def _announced(headers: list[tuple[bytes, bytes]]) -> int | None:
     """Return the length of the body, `None` for chunks."""
     length: int | None = 0
     given = False
-    for name, value in headers:
+    for given_name, value in headers:
+        name = given_name.lower()
         is_length = name == b"content-length"
         if is_length or name == b"transfer-encoding":
             if given or not (value.isdigit() if is_length else value.lower() == b"chunked"):
