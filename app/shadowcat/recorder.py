@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from typing import Final
 
@@ -39,7 +39,21 @@ class Recorder:
     `gap` in their place, and the traffic goes on.
     """
 
-    def __init__(self, store: SessionStore, settings: Settings, counters: Counters) -> None:
+    def __init__(
+        self,
+        store: SessionStore,
+        settings: Settings,
+        counters: Counters,
+        is_alone: Callable[[], bool] = lambda: False,
+    ) -> None:
+        """Begin.
+
+        Args:
+            store: where frames go.
+            settings: how much of them, and how soon.
+            counters: what is counted of them.
+            is_alone: says whether no other replica is there to record anything.
+        """
         self.enabled = settings.tape != "off"
         self._store = store
         self._keep = settings.window
@@ -60,6 +74,7 @@ class Recorder:
         self._failing = False
         self._most = _BATCH_FRAMES
         self._turns = Turns() if store.shared else None
+        self._is_alone = is_alone
         self._due = asyncio.Event()
         self._timer: asyncio.TimerHandle | None = None
         self._lock = anyio.Lock()
@@ -101,7 +116,9 @@ class Recorder:
         """
         if not self.enabled:
             return False
-        return self.durable_first or (self._turns is not None and not self._turns.is_alone(session_id))
+        if self.durable_first or self._turns is None:
+            return self.durable_first
+        return not (self._is_alone() or self._turns.is_alone(session_id))
 
     async def settle(self, ends_turn_of: str | None = None) -> None:
         """Return when what was recorded may be forwarded: at once, unless it is to be in the store before.
