@@ -21,7 +21,8 @@ _NOT_HANDED_ON: Final = HOP_BY_HOP | {protocol.SESSION_ID}
 def prepare_request(request: ClientRequest, session: Session | None, upstream: Upstream) -> OutboundRequest:
     """Return what goes upstream: what came, with the upstream's address and session id for ours."""
     headers: Headers = [(b"host", upstream.host)]
-    for name, value in end_to_end(request.headers, _REPLACED):
+    for pair in end_to_end(request.headers, _REPLACED):
+        name = pair[0]
         if name == protocol.SESSION_ID:
             # A request without a session of ours must not reach one of the upstream's by naming its id.
             if session is not None and session.upstream_session_id is not None:
@@ -30,7 +31,7 @@ def prepare_request(request: ClientRequest, session: Session | None, upstream: U
             # Same-origin to us is same-origin to the upstream, whose own check it must pass.
             headers.append((name, upstream.origin))
         else:
-            headers.append((name, value))
+            headers.append(pair)
     if request.method == "POST" or request.body:
         headers.append((b"content-length", b"%d" % len(request.body)))
     return OutboundRequest(request.method, headers, request.body, request.query)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import AsyncIterator
 from dataclasses import replace
 from http import HTTPStatus
 from typing import Final
@@ -21,7 +22,7 @@ from shadowcat.inbound import ClientRequest
 from shadowcat.live import LiveStream, Reopen
 from shadowcat.live_responses import LiveResponse, StreamResponse
 from shadowcat.outbound import prepare_request, response_headers
-from shadowcat.readers import Reader, reader_for
+from shadowcat.readers import read_whole, reader_for
 from shadowcat.recorder import Recorder
 from shadowcat.recovery import Recovery
 from shadowcat.relay import Relay
@@ -31,7 +32,7 @@ from shadowcat.sessions import SessionManager, is_initialize
 from shadowcat.settings import Settings
 from shadowcat.sse import CONTENT_TYPE
 from shadowcat.standing import remember, sets_standing_state
-from shadowcat.stream_names import answer_name, minted
+from shadowcat.stream_names import answer_name
 from shadowcat.streams import LiveStreams
 from shadowcat.tap import EventTap
 from shadowcat.upstream import Media, Upstream, UpstreamResponse
@@ -96,7 +97,7 @@ class Proxy:
         if session is not None and response.status in REFUSALS:
             session, response = await self._unless_forgotten(session, request, response)
         try:
-            relay = Relay(response, self._reader(session, request, response))
+            relay = None
             if session is not None:
                 if response.media is Media.OTHER or self.sessions.has_news(session, request, response):
                     # The upstream has processed it: that its client has left by now must not undo our part.
@@ -107,8 +108,9 @@ class Proxy:
                     await remember(self.sessions, session, request, response, limit)
             elif is_initialize(request) and not protocol.is_stateless(request.protocol_version):
                 stream = answer_name(_asked(request))
+                relay = Relay(response, reader_for(response, self._settings.max_message_bytes))
                 session = await self._begin(request, response, relay, stream)
-            return await self._respond(request, session, response, relay, stream)
+            return await self._respond(request, session, response, stream, relay)
         except BaseException:
             await response.aclose()
             raise
@@ -149,7 +151,7 @@ class Proxy:
         response = await self.upstream.open(outbound)
         if is_stream(response):
             return self.http_sse.relay(request, response)
-        return await self._respond(request, None, response, Relay(response, None), None)
+        return await self._respond(request, None, response)
 
     async def _get(self, request: ClientRequest, session: Session) -> Response:
         """Return the session's GET stream, or the stream that the client comes back for."""
@@ -158,7 +160,7 @@ class Proxy:
             recovery = Recovery(self.upstream, request, self._settings.max_message_bytes)
             vouched, _ = await recovery.ask("ping", b"{}", session.upstream_session_id)
             if vouched.status in (HTTPStatus.UNAUTHORIZED, HTTPStatus.FORBIDDEN):
-                return await self._respond(request, session, vouched, Relay(vouched, None), None)
+                return await self._respond(request, session, vouched)
             await self.sessions.settle(session, request, vouched)
         reopen = self._reopening(request, session)
 
@@ -178,7 +180,7 @@ class Proxy:
         if isinstance(found, UpstreamResponse):
             if request.last_event_id and found.status in REFUSALS:
                 session, found = await self._unless_forgotten(session, request, found)
-            return await self._respond(request, session, found, Relay(found, None), None)
+            return await self._respond(request, session, found)
         headers = response_headers(found.headers, session, self._settings)
         return WholeResponse(found.status, headers, found.body)
 
@@ -214,15 +216,7 @@ class Proxy:
         self._gets.forget(session.id)
         live = self._streams.find(session.id, GET_STREAM)
         if live is not None:
-            live.to_say += notifications
-
-    def _reader(
-        self, session: Session | None, request: ClientRequest, response: UpstreamResponse
-    ) -> Reader | None:
-        wanted = session is not None and self._recorder.enabled
-        if wanted or is_initialize(request):
-            return reader_for(response, self._settings.max_message_bytes)
-        return None
+            live.to_say = [*live.to_say, *notifications]
 
     async def _begin(
         self, request: ClientRequest, response: UpstreamResponse, relay: Relay, stream: str
@@ -263,19 +257,24 @@ class Proxy:
         request: ClientRequest,
         session: Session | None,
         response: UpstreamResponse,
-        relay: Relay,
-        stream: str | None,
+        stream: str | None = None,
+        relay: Relay | None = None,
     ) -> Response:
         headers = response_headers(response.headers, session, self._settings)
-        if response.media is not Media.SSE and (whole := relay.take_whole()) is not None:
-            if session is not None and relay.reader is not None:
-                arrived = relay.reader.feed(whole) + relay.reader.end()
-                await self._recorder.pass_on(session.id, arrived, None)
+        is_recorded = session is not None and stream is not None and self._recorder.enabled
+        limit = self._settings.max_message_bytes
+        is_answer = response.media is Media.SSE and not response.content_encoding and request.method == "POST"
+        whole = response.take_whole() if relay is None else None
+        if session is not None and stream is not None and is_recorded and is_answer:
+            return await self._live(request, session, response, stream, headers, relay, whole)
+        if whole is not None:
+            if session is not None and is_recorded:
+                name = None if response.media is Media.JSON else stream
+                await self._recorder.pass_on(session.id, read_whole(response, whole, limit), name)
             return WholeResponse(response.status, headers, whole)
+        relay = relay or Relay(response, reader_for(response, limit) if is_recorded else None)
         if session is None or relay.reader is None or stream is None:
             body = relay.body()
-        elif response.media is Media.SSE and not response.content_encoding and request.method == "POST":
-            return self._live(request, session, response, relay, stream, headers)
         else:
             body = relay.recorded(self._recorder, session.id, stream)
         opened = object()
@@ -288,40 +287,48 @@ class Proxy:
         is_recorded = session is not None and relay.reader is not None and response.media is Media.JSON
         return RelayResponse(response.status, headers, body, close, is_recorded_whole=is_recorded)
 
-    def _live(
+    async def _live(
         self,
         request: ClientRequest,
         session: Session,
         response: UpstreamResponse,
-        relay: Relay,
         stream: str,
         headers: Headers,
-    ) -> RelayResponse:
-        """Return the stream that answers the request, as one that outlives the client's connection."""
+        relay: Relay | None,
+        whole: bytes | None,
+    ) -> Response:
+        """Return the stream that answers the request, as one that outlives the client's connection; or whole,
+        where it has come whole: it need not outlive anything then."""
         settings = self._settings
-        polled = protocol.is_polled(session.protocol_version)
         asked = _asked(request)
+        headers = [pair for pair in headers if pair[0] != b"content-length"]
+        tap = EventTap(stream, settings.max_message_bytes, asked)
+        if whole is not None:
+            taken = tap.feed(whole)
+            if not tap.unanswered:
+                await self._recorder.pass_on(session.id, taken.arrivals, stream)
+                return WholeResponse(response.status, headers, taken.data)
+            tap = EventTap(stream, settings.max_message_bytes, asked)
+            body = _once(whole)
+        else:
+            body = aiter(response) if relay is None else relay.body()
+        polled = protocol.is_polled(session.protocol_version)
         # What opens it again needs who asked only: the message would lie in memory for as long as it lasts.
         request.body, request.messages = b"", []
         live = LiveStream(
             session.id,
             stream,
-            EventTap(stream, settings.max_message_bytes, asked),
+            tap,
             self._reopening(request, session),
             self._recorder,
             settings,
             polled=polled,
         )
-        # An event without data would be a broken message to clients of the revisions before.
-        prime = b"retry: %d\nid: %b\ndata:\n\n" % (settings.reconnect_after, minted(stream, 0).encode())
-        return StreamResponse(
-            [pair for pair in headers if pair[0] != b"content-length"],
-            live,
-            response,
-            relay.body(),
-            self._streams,
-            prime if polled else b"",
-        )
+        return StreamResponse(headers, live, response, body, self._streams, polled=polled)
+
+
+async def _once(body: bytes) -> AsyncIterator[bytes]:
+    yield body
 
 
 def _asked(request: ClientRequest) -> list[JsonRpcId]:

@@ -21,7 +21,6 @@ class Relay:
         self.reader = reader
         # A JSON message is known at the body's end only: its last chunk waits where it must be durable first.
         self._keeps_last = response.media is Media.JSON
-        self._response = response
         self._chunks = aiter(response)
         self._held: list[bytes] = []
         self._arrived: list[Arrival] = []
@@ -45,12 +44,11 @@ class Relay:
                 break
         return None
 
-    def take_whole(self) -> bytes | None:
-        """Return the body where all of it is here and nothing was read of it; else `None`."""
-        return None if self._held or self._ended else self._response.take_whole()
-
-    async def body(self) -> AsyncIterator[bytes]:
+    def body(self) -> AsyncIterator[bytes]:
         """Iterate over all chunks."""
+        return self._all() if self._held or self._ended else self._chunks
+
+    async def _all(self) -> AsyncIterator[bytes]:
         for chunk in self._held:
             yield chunk
         self._held.clear()

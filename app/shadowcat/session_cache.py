@@ -42,8 +42,16 @@ class SessionCache:
         Raises:
             StoreError: as the store does.
         """
-        session = self.known(session_id)
-        if session is None and (session := await self._store.get_session(session_id)) is not None:
+        return self.known(session_id) or await self.read(session_id)
+
+    async def read(self, session_id: str) -> Session | None:
+        """Return the session as the store has it now.
+
+        Raises:
+            StoreError: as the store does.
+        """
+        session = await self._store.get_session(session_id)
+        if session is not None and self._seconds:
             self.put(session)
         return session
 

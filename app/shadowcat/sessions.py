@@ -114,7 +114,7 @@ class SessionManager:
         return session
 
     async def _find(self, session_id: str, request: ClientRequest) -> Session:
-        session = self._cache.known(session_id) or await self.ask(self._cache.get(session_id))
+        session = self._cache.known(session_id) or await self.ask(self._cache.read(session_id))
         if session is None or session.upstream != self._upstream or session_id in self._ended:
             raise SessionUnknown
         if session.principal and not may_use(session, self._credentials(request)):
@@ -228,7 +228,9 @@ class SessionManager:
         """Return whether the upstream's answer says something of the session that is to be kept."""
         if request.method == "DELETE":
             return True
-        return response.status < 300 and with_accepted(session, self._credentials(request)) is not session
+        credentials = self._credentials(request)
+        is_accepted = credentials.values and response.status < 300
+        return bool(is_accepted and with_accepted(session, credentials) is not session)
 
     async def settle(self, session: Session, request: ClientRequest, response: UpstreamResponse) -> None:
         """Keep what the upstream's answer says about the session: an accepted credential, or its end.

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import re
-from base64 import urlsafe_b64decode, urlsafe_b64encode
+from base64 import urlsafe_b64decode
+from binascii import b2a_base64
 from collections.abc import Sequence
 from random import Random, SystemRandom
 from typing import Final
@@ -14,6 +15,7 @@ from shadowcat_stores import JsonRpcId
 
 getrandbits: Final = Random(SystemRandom().getrandbits(128)).getrandbits  # noqa: S311
 
+_URLSAFE: Final = bytes.maketrans(b"+/", b"-_")
 _LONGEST: Final = 24
 """Bytes of a request id that a name carries: names are in every event id."""
 _NAME: Final = r"s\.[\w-]{8}(?:\.([\w-]{1,32}))?|get\.[\w-]{8}"
@@ -31,7 +33,7 @@ def answer_name(asked: Sequence[JsonRpcId]) -> str:
     if len(asked) != 1:
         return name
     written = msgspec.json.encode(asked[0])
-    return f"{name}.{urlsafe_b64encode(written).rstrip(b'=').decode()}" if len(written) <= _LONGEST else name
+    return f"{name}.{_encoded(written).rstrip('=')}" if len(written) <= _LONGEST else name
 
 
 def get_name() -> str:
@@ -41,7 +43,12 @@ def get_name() -> str:
 
 def _random() -> str:
     # No secret: whoever guesses a name needs its session as well. The system's randomness costs 2 µs more.
-    return urlsafe_b64encode(getrandbits(48).to_bytes(6)).decode()
+    return _encoded(getrandbits(48).to_bytes(6))
+
+
+def _encoded(data: bytes) -> str:
+    # base64.urlsafe_b64encode takes twice as long.
+    return b2a_base64(data, newline=False).translate(_URLSAFE).decode("ascii")
 
 
 def asked_by(name: str) -> JsonRpcId:

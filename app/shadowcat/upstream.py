@@ -72,11 +72,13 @@ class UpstreamResponse:
 
     def __init__(self, status: int, headers: Headers, stream: httpx2.AsyncByteStream) -> None:
         self.status = status
-        self.headers: Headers = [(name.lower(), value) for name, value in headers]
-        found = dict(self.headers)
+        # In place: who has parsed them holds them for as long as the stream lasts.
+        headers[:] = [(name.lower(), value) for name, value in headers]
+        self.headers = headers
+        found = dict(headers)
         if b"transfer-encoding" in found:
             # Where both came, this one did not count: https://www.rfc-editor.org/rfc/rfc9112#section-6.3
-            self.headers = [pair for pair in self.headers if pair[0] != b"content-length"]
+            headers[:] = [pair for pair in headers if pair[0] != b"content-length"]
         self._stream = stream
         self._chunks = aiter(stream)
         self._peeked: list[bytes] = []

@@ -113,6 +113,29 @@ async def test_a_get_must_accept_a_stream(proxy: Proxied) -> None:
     assert (await proxy.client.get(proxy.url, headers=headers)).status_code == 406
 
 
+async def test_what_passes_for_a_post_does_not_for_a_get(proxy: Proxied) -> None:
+    await proxy.begin()
+    headers = {
+        "Content-Type": "application/json",
+        "Mcp-Session-Id": proxy.session_id,
+        "Accept": "application/json",
+    }
+    response = await proxy.client.post(proxy.url, content=json.dumps(request("ping")), headers=headers)
+    assert response.status_code == 200
+    assert (await proxy.client.get(proxy.url, headers=headers)).status_code == 406
+
+
+async def test_headers_are_looked_at_however_many_have_passed(
+    proxy: Proxied, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("shadowcat.endpoints._PASSED_KEPT", 3)
+    await proxy.begin()
+    for n in range(5):
+        assert (await proxy.post(request("ping"), Accept=f"{ACCEPT}, text/{n}")).status_code == 200
+    for accept, status in ((ACCEPT, 200), ("text/html", 406), (ACCEPT, 200)):
+        assert (await proxy.post(request("ping"), Accept=accept)).status_code == status
+
+
 async def test_origins_and_hosts_that_are_set(upstream: ScriptedUpstream) -> None:
     settings: dict[str, Any] = {
         "allowed_origins": ("https://app.example",),

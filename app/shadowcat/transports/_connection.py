@@ -56,9 +56,6 @@ class Connection(asyncio.Protocol):
         # https://www.rfc-editor.org/rfc/rfc9112#section-6.3
         self._parser.set_dangerous_leniencies(lenient_chunked_length=True)
         self._poll: Any = None
-        self._begin()
-
-    def _begin(self) -> None:
         self._overhead = 0
         self._sent = False
         self._reusable = False
@@ -87,7 +84,9 @@ class Connection(asyncio.Protocol):
 
     def start(self, exchange: Exchange, data: bytes, *, is_all: bool) -> None:
         """Send the first bytes of a request, or all of it."""
-        self._begin()
+        self._overhead = 0
+        self._reusable = False
+        self._reset_head()
         self._exchange = exchange
         self._sent = is_all
         self._transport.write(data)
@@ -204,7 +203,7 @@ class Connection(asyncio.Protocol):
 
     def on_headers_complete(self) -> None:
         """Hand the head on, unless it is an interim response's."""
-        exchange = cast(Exchange, self._exchange)
+        exchange: Any = self._exchange
         status = self._parser.get_status_code()
         if len(self._headers) > MOST_FIELDS:
             raise ValueError("too many headers")
@@ -222,7 +221,7 @@ class Connection(asyncio.Protocol):
 
     def on_message_complete(self) -> None:
         """Note the end of the response."""
-        exchange = cast(Exchange, self._exchange)
+        exchange: Any = self._exchange
         if exchange.status:
             self._ended = True
             self._reusable = self._parser.should_keep_alive()
