@@ -104,15 +104,9 @@ def raw_sizes(sizes: bytes) -> tuple[int, ...]:
 def unpack(
     session_id: str, last: int, sizes: bytes, packed: bytes, *, after: int = 0, stream: str | None = None
 ) -> list[Frame]:
-    """Return the frames of an entry whose last one has the seq `last`.
+    """Return those frames of an entry that have a higher seq than `after` and are of the stream.
 
-    Args:
-        session_id: whose tape it is of.
-        last: the seq of its last frame.
-        sizes: as the entry has them.
-        packed: the entry's frames.
-        after: only frames with a higher seq.
-        stream: only frames of this stream.
+    Its last one has the seq `last`; `sizes` and `packed` are as the entry has them.
 
     Raises:
         msgspec.DecodeError: it is none of ours.
