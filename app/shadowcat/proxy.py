@@ -8,7 +8,6 @@ from dataclasses import replace
 from http import HTTPStatus
 from typing import Final
 
-import anyio
 from starlette.responses import Response
 
 from shadowcat import protocol
@@ -36,7 +35,7 @@ from shadowcat.stream_names import answer_name
 from shadowcat.streams import LiveStreams
 from shadowcat.tap import EventTap
 from shadowcat.upstream import Media, Upstream, UpstreamResponse
-from shadowcat.watch import ClientWatch
+from shadowcat.watch import ClientWatch, spared
 from shadowcat_stores import GET_STREAM, JsonRpcId, Session, StoreError
 
 logger = logging.getLogger("shadowcat")
@@ -101,7 +100,7 @@ class Proxy:
             if session is not None:
                 if response.media is Media.OTHER or self.sessions.has_news(session, request, response):
                     # The upstream has processed it: that its client has left by now must not undo our part.
-                    with anyio.CancelScope(shield=True):
+                    with spared():
                         await self._settle(session, request, response)
                 if sets_standing_state(request):
                     limit = self._settings.max_message_bytes
@@ -228,7 +227,7 @@ class Proxy:
         if response.status >= 300:
             self._hint(response)
         answer = await relay.hold_until_answer(request.messages[0], self._settings.max_message_bytes)
-        with anyio.CancelScope(shield=True):
+        with spared():
             session = await self.sessions.begin(request, response, answer)
         if session is None or not self._recorder.enabled:
             relay.reader = None
