@@ -12,7 +12,7 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import PlainTextResponse, Response
 from starlette.types import Receive, Scope, Send
 
-from shadowcat.auth_endpoints import CHALLENGES, ProtectedResource
+from shadowcat.auth_endpoints import ProtectedResource
 from shadowcat.errors import (
     AmbiguousDelivery,
     NotStarted,
@@ -23,6 +23,7 @@ from shadowcat.errors import (
 )
 from shadowcat.inbound import ClientRequest
 from shadowcat.live_responses import LiveResponse
+from shadowcat.protocol import CHALLENGES
 from shadowcat.responses import RelayResponse, error_response, problem_response
 from shadowcat.service import Service
 from shadowcat.upstream import Upstream
@@ -41,7 +42,6 @@ _STOPPED = AmbiguousDelivery(
     "The proxy was stopped before the upstream answered. It may have processed the request: check before you "
     "send it again."
 )
-_STOPPING = Stopping("The proxy is being stopped: try again, another replica will answer.")
 
 
 class Forwards(Protocol):
@@ -72,7 +72,7 @@ class MCPEndpoint:
             if not self._service.running:
                 raise NotStarted
             if self._service.draining and request.method == "GET":
-                raise _STOPPING
+                raise Stopping
             self._check(request)
             await request.read_body(receive, settings.max_body_bytes)
         except ClientDisconnect:
@@ -96,7 +96,7 @@ class MCPEndpoint:
         if not watch.was_cut:
             return
         if response is None:
-            await _tell(_STOPPING if is_get else _STOPPED, request)(scope, receive, send)
+            await _tell(Stopping() if watch.harmless else _STOPPED, request)(scope, receive, send)
         elif is_get:
             await send({"type": "http.response.body", "body": b"", "more_body": False})
         else:

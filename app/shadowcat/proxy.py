@@ -8,13 +8,13 @@ from dataclasses import replace
 from http import HTTPStatus
 from typing import Final
 
-import anyio
 from starlette.responses import Response
 
 from shadowcat import protocol
 from shadowcat.counters import Counters, Reason
 from shadowcat.envelope import cancelled_id, read_envelopes
 from shadowcat.eras.http_sse import HTTPSSE
+from shadowcat.eras.sessionless import Sessionless
 from shadowcat.errors import StoreDown
 from shadowcat.gets import Gets, is_stream
 from shadowcat.headers import Headers, end_to_end
@@ -28,7 +28,7 @@ from shadowcat.recovery import Recovery
 from shadowcat.relay import Relay
 from shadowcat.responses import RelayResponse, WholeResponse
 from shadowcat.restore import REFUSALS, Restorer
-from shadowcat.sessions import SessionManager, is_initialize
+from shadowcat.sessions import SessionManager, begins_session
 from shadowcat.settings import Settings
 from shadowcat.sse import CONTENT_TYPE
 from shadowcat.standing import remember, sets_standing_state
@@ -36,7 +36,7 @@ from shadowcat.stream_names import answer_name
 from shadowcat.streams import LiveStreams
 from shadowcat.tap import EventTap
 from shadowcat.upstream import Media, Upstream, UpstreamResponse
-from shadowcat.watch import ClientWatch
+from shadowcat.watch import ClientWatch, spared
 from shadowcat_stores import GET_STREAM, JsonRpcId, Session, StoreError
 
 logger = logging.getLogger("shadowcat")
@@ -72,6 +72,7 @@ class Proxy:
         self.restorer = Restorer(upstream, sessions, streams.owners, recorder, settings, counters)
         self.restorer.tell = self._tell
         self.http_sse = HTTPSSE(upstream, sessions, recorder, streams, settings, counters)
+        self.sessionless = Sessionless(upstream, recorder, streams, settings)
 
     async def forward(self, request: ClientRequest, watch: ClientWatch) -> Response:
         """Send the client's request upstream, once, and return the response that relays the answer.
@@ -83,8 +84,11 @@ class Proxy:
         if request.method == "POST":
             request.messages = read_envelopes(request.body)
         session = await self.sessions.resolve(request)
-        if request.method == "GET" and (session is None or self._recorder.enabled):
-            return await (self._get_alone(request) if session is None else self._get(request, session))
+        if session is None and not begins_session(request):
+            is_get = request.method == "GET"
+            return await (self._get_alone(request) if is_get else self.sessionless.forward(request, watch))
+        if session is not None and request.method == "GET" and self._recorder.enabled:
+            return await self._get(request, session)
         stream = None
         if session is not None and self._recorder.enabled:
             # In revisions with sessions a client that is lost has cancelled nothing.
@@ -101,12 +105,12 @@ class Proxy:
             if session is not None:
                 if response.media is Media.OTHER or self.sessions.has_news(session, request, response):
                     # The upstream has processed it: that its client has left by now must not undo our part.
-                    with anyio.CancelScope(shield=True):
+                    with spared():
                         await self._settle(session, request, response)
                 if sets_standing_state(request):
                     limit = self._settings.max_message_bytes
                     await remember(self.sessions, session, request, response, limit)
-            elif is_initialize(request) and not protocol.is_stateless(request.protocol_version):
+            else:
                 stream = answer_name(_asked(request))
                 relay = Relay(response, reader_for(response, self._settings.max_message_bytes))
                 session = await self._begin(request, response, relay, stream)
@@ -228,7 +232,7 @@ class Proxy:
         if response.status >= 300:
             self._hint(response)
         answer = await relay.hold_until_answer(request.messages[0], self._settings.max_message_bytes)
-        with anyio.CancelScope(shield=True):
+        with spared():
             session = await self.sessions.begin(request, response, answer)
         if session is None or not self._recorder.enabled:
             relay.reader = None
@@ -277,14 +281,8 @@ class Proxy:
             body = relay.body()
         else:
             body = relay.recorded(self._recorder, session.id, stream)
-        opened = object()
-        self._streams.add(opened)
-
-        async def close() -> None:
-            self._streams.discard(opened)
-            await response.aclose()
-
         is_recorded = session is not None and relay.reader is not None and response.media is Media.JSON
+        close = self._streams.counted(response)
         return RelayResponse(response.status, headers, body, close, is_recorded_whole=is_recorded)
 
     async def _live(

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Coroutine, Iterable
+from collections.abc import Awaitable, Callable, Coroutine, Iterable
 from contextlib import suppress
 from typing import Final, Protocol
 
 import anyio
 
+from shadowcat.envelope import cancelled_id
 from shadowcat.listener import Listener
 from shadowcat.live import LiveStream
 from shadowcat.mail import Cancel, Leave, Listen, Mail
@@ -27,7 +28,7 @@ _AT_A_TIME: Final = 200
 """Sessions that are looked for in the store at a time."""
 _BETWEEN: Final = 0.2
 """Seconds between such looks, and between attempts to claim a stream."""
-_UNDER_WAY: Final = 0.25
+UNDER_WAY: Final = 0.25
 """Seconds that another replica's frames and claims may take to the store after its window."""
 
 
@@ -47,6 +48,16 @@ class EndpointStream(Protocol):
         """End it: the session has ended."""
 
 
+class PlainStream(Protocol):
+    """A stream that answers a request without a session."""
+
+    def keep_alive(self, before: float) -> None:
+        """Send a comment where nothing was sent since then (`time.monotonic`)."""
+
+    def finish(self) -> None:
+        """End it as soon as can be, where its client comes back by itself."""
+
+
 class LiveStreams:
     """All of them, and every other response that is open. Empty again when every client has gone."""
 
@@ -59,6 +70,10 @@ class LiveStreams:
         """Those who are sent streams from the tape, by the names that other replicas know them by."""
         self.endpoints: dict[str, EndpointStream] = {}
         """The streams of sessions over HTTP+SSE, by session."""
+        self.sessionless: set[PlainStream] = set()
+        """Streams that answer requests without a session."""
+        self.draining = False
+        """Whether the server stops, so that nothing is to begin that never ends by itself."""
         self._store = store
         self._cancelling = anyio.Lock()
         self._open: set[object] = set()
@@ -83,7 +98,18 @@ class LiveStreams:
             if not of_session:
                 del self._live[response.session_id]
             if response.token:
-                self._do(self._release(response))
+                self.do(self._release(response))
+
+    def counted(self, response: UpstreamResponse) -> Callable[[], Awaitable[None]]:
+        """Count the upstream's response as open; return what closes it."""
+        opened = object()
+        self._open.add(opened)
+
+        async def close() -> None:
+            self._open.discard(opened)
+            await response.aclose()
+
+        return close
 
     async def _release(self, stream: LiveStream) -> None:
         # Not before all of it is on the tape: who follows it there takes a claim that is gone for its end.
@@ -93,7 +119,7 @@ class LiveStreams:
     def claim(self, stream: LiveStream) -> None:
         """Let other replicas know soon that it is read here. Where one of them reads it, end it."""
         if self.owners.id and not stream.token:
-            self._do(self._claim(stream))
+            self.do(self._claim(stream))
 
     async def _claim(self, stream: LiveStream) -> None:
         token = await self._claimed(stream.session_id, stream.name)
@@ -114,7 +140,7 @@ class LiveStreams:
 
     def disclaim(self, session_id: str, name: str) -> None:
         """Give up a claim of which the store has not said whether it took it."""
-        self._do(self._disclaim(session_id, name))
+        self.do(self._disclaim(session_id, name))
 
     async def _disclaim(self, session_id: str, name: str) -> None:
         token = await self._claimed(session_id, name)
@@ -150,8 +176,8 @@ class LiveStreams:
             endpoint.drop()
 
     async def missing(self, session_id: str) -> set[JsonRpcId]:
-        """Return the requests whose answers the tape does not have, of a session over HTTP+SSE: those of all
-        replicas, where there are others.
+        """Return the requests whose answers the tape does not have and that were not cancelled, of a session
+        over HTTP+SSE: those of all replicas, where there are others.
 
         Raises:
             StoreError: as the store does.
@@ -159,8 +185,11 @@ class LiveStreams:
         if not self._store.shared:
             return set()
         cursor = Cursor(GET_STREAM)
-        cursor.skip(await self._store.get_frames(session_id, stream=GET_STREAM))
-        return cursor.asked - cursor.answered
+        frames = await self._store.get_frames(session_id)
+        cursor.skip([frame for frame in frames if frame.stream == GET_STREAM])
+        sent = [frame.envelope for frame in frames if frame.direction == "client"]
+        cancelled = {cancelled_id(each.raw) for each in sent if each.method == "notifications/cancelled"}
+        return cursor.asked - cursor.answered - cancelled
 
     # -- who listens, and who has cancelled, wherever that is ------------------------------------------------
 
@@ -188,10 +217,10 @@ class LiveStreams:
             return  # it could not be read; a stream that expects `None` is one whose request nobody knows
         is_here = [stream.cancel(request_id) for stream in self.of(session_id)]
         if self.owners.id and not any(is_here):
-            self._do(self._cancel_elsewhere(session_id, request_id))
+            self.do(self._cancel_elsewhere(session_id, request_id))
 
     async def _cancel_elsewhere(self, session_id: str, request_id: JsonRpcId) -> None:
-        for pause in (0.0, self.settings.record_window + _UNDER_WAY):
+        for pause in (0.0, self.settings.record_window + UNDER_WAY):
             await asyncio.sleep(pause)
             with suppress(StoreError):
                 for name in await self._asked_on(session_id, request_id):
@@ -225,11 +254,12 @@ class LiveStreams:
             self._dismiss(former)
 
     def _dismiss(self, remote: Listen) -> None:
-        self._do(self.owners.send(remote.replica, Leave(remote.listener)))
+        self.do(self.owners.send(remote.replica, Leave(remote.listener)))
 
     # -- their tasks -----------------------------------------------------------------------------------------
 
-    def _do(self, work: Coroutine[None, None, None]) -> None:
+    def do(self, work: Coroutine[None, None, None]) -> None:
+        """Do it in a task, which ends with the app at the latest."""
         task = asyncio.get_running_loop().create_task(work)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
@@ -238,7 +268,7 @@ class LiveStreams:
         """Read the stream in a task of its own, until it ends or nobody comes to listen."""
         self.add(stream)
         stream.wait_for_listener(_COMES_WITHIN)
-        self._do(self._run(stream, response))
+        self.do(self._run(stream, response))
 
     async def _run(self, stream: LiveStream, response: UpstreamResponse | None) -> None:
         try:
@@ -272,6 +302,14 @@ class LiveStreams:
         """Return every session's streams."""
         return [stream for streams in self._live.values() for stream in streams.values()]
 
+    def drain(self) -> None:
+        """End what can go on elsewhere, and what only the proxy's end would end."""
+        self.draining = True
+        for stream in self.all():
+            stream.hand_on()
+        for each in tuple(self.sessionless):
+            each.finish()
+
     def keep_alive(self, silence: float) -> None:
         """Send a comment where nothing was sent for so many seconds."""
         before = time.monotonic() - silence
@@ -280,6 +318,8 @@ class LiveStreams:
                 listener.send_beside(COMMENT)
         for endpoint in tuple(self.endpoints.values()):
             endpoint.keep_alive(before)
+        for each in tuple(self.sessionless):
+            each.keep_alive(before)
         for stream in self.all():
             listening = stream.listener
             if listening is not None and listening.wrote_at <= before and not stream.tap.is_inside_event:

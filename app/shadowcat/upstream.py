@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncGenerator, Awaitable, Callable
 from copy import copy
 from dataclasses import dataclass
 from enum import Enum
@@ -27,6 +27,7 @@ from shadowcat.errors import (
 from shadowcat.headers import Headers, media_type, unsendable
 from shadowcat.settings import Settings
 from shadowcat.transports import Exchange, HTTP1Transport
+from shadowcat.watch import spared
 
 CLOSE_TIMEOUT: Final = 5.0
 """Seconds that closing an upstream stream may take."""
@@ -94,7 +95,7 @@ class UpstreamResponse:
         """Return the answer to a message that needs to go nowhere any more."""
         return cls(202, [(b"content-length", b"0")], httpx2.ByteStream(b""))
 
-    async def __aiter__(self) -> AsyncIterator[bytes]:
+    async def __aiter__(self) -> AsyncGenerator[bytes, None]:
         for chunk in self._peeked:
             yield chunk
         try:
@@ -140,7 +141,7 @@ class UpstreamResponse:
         if self._is_read:  # there is nothing to wait for, and a guarded wait costs 10 µs
             await self._stream.aclose()
             return
-        with anyio.CancelScope(shield=True), anyio.move_on_after(CLOSE_TIMEOUT):
+        with spared(), anyio.move_on_after(CLOSE_TIMEOUT):
             await self._stream.aclose()
 
 
@@ -230,13 +231,6 @@ class Upstream:
         if (url.scheme, url.host, url.port) != (self._url.scheme, self._url.host, self._url.port):
             raise UpstreamError("The MCP server names an address of another origin, which is not followed.")
         return url.raw_path.decode("ascii")
-
-    def at(self, target: str) -> Self:
-        """Return the same server at another path and query, as `resolve` gives them."""
-        other = copy(self)
-        other._url = self._url.copy_with(raw_path=target.encode("ascii"))
-        other._target = other._url.raw_path
-        return other
 
     async def _send(self, outbound: OutboundRequest) -> UpstreamResponse:
         url = self._url if not outbound.query else self._with_query(outbound.query)

@@ -14,8 +14,6 @@ import logging
 from dataclasses import replace
 from urllib.parse import parse_qs
 
-import anyio
-
 from shadowcat.counters import Counters
 from shadowcat.envelope import cancelled_id, read_envelopes
 from shadowcat.eras.endpoint_stream import SESSION_PARAMETER, EndpointResponse
@@ -28,7 +26,7 @@ from shadowcat.sessions import SessionManager, is_initialize, with_offer
 from shadowcat.settings import Settings
 from shadowcat.streams import LiveStreams
 from shadowcat.upstream import Upstream, UpstreamResponse
-from shadowcat.watch import ClientWatch
+from shadowcat.watch import ClientWatch, spared
 from shadowcat_stores import GET_STREAM, JsonRpcId, Session
 
 logger = logging.getLogger("shadowcat.eras")
@@ -96,7 +94,7 @@ class HTTPSSE:
             elif stream is not None:
                 stream.forget(_cancelled(request))
         try:
-            with anyio.CancelScope(shield=True):
+            with spared():
                 await self._settle(session, request, response)
         except BaseException:
             await response.aclose()
@@ -104,7 +102,7 @@ class HTTPSSE:
         return self._respond(response)
 
     async def _send(self, request: ClientRequest, session: Session | None) -> UpstreamResponse:
-        upstream = self.upstream if session is None else self.upstream.at(session.message_endpoint)
+        upstream = self.upstream if session is None else self.upstream.beside(session.message_endpoint)
         # The query is the proxy's own. The server's is in its address.
         return await upstream.open(replace(prepare_request(request, session, upstream), query=b""))
 
@@ -120,15 +118,8 @@ class HTTPSSE:
         await self._recorder.settle(ends_turn_of=session.id)
 
     def _respond(self, response: UpstreamResponse) -> RelayResponse:
-        opened = object()
-        self._streams.add(opened)
-
-        async def close() -> None:
-            self._streams.discard(opened)
-            await response.aclose()
-
         headers = response_headers(response.headers, None, self._settings)
-        return RelayResponse(response.status, headers, aiter(response), close)
+        return RelayResponse(response.status, headers, aiter(response), self._streams.counted(response))
 
 
 def _session_id(request: ClientRequest) -> str:
