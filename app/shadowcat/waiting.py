@@ -15,7 +15,7 @@ FRAME_OVERHEAD: Final = 300
 NOT_READ: Final = MessageEnvelope(b"", "other")
 
 
-class Waiting(msgspec.Struct):
+class Waiting(msgspec.Struct, gc=False):
     """A frame on its way to the store."""
 
     number: int

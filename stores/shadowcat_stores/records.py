@@ -25,7 +25,7 @@ Direction = Literal["client", "server"]
 JsonRpcId = int | float | str | None
 
 
-class MessageEnvelope(msgspec.Struct, frozen=True):
+class MessageEnvelope(msgspec.Struct, frozen=True, gc=False):
     """One JSON-RPC message's outside. `raw` is the message as it came; its params are not interpreted."""
 
     raw: bytes
@@ -34,7 +34,7 @@ class MessageEnvelope(msgspec.Struct, frozen=True):
     id: JsonRpcId = None
 
 
-class Frame(msgspec.Struct, frozen=True, kw_only=True):
+class Frame(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     """An envelope as recorded in a session."""
 
     session_id: str
