@@ -31,22 +31,22 @@ class Waiting(msgspec.Struct):
         return self.frame.event_id if self.notice is None else self.notice.event_id
 
     def whole(self) -> Frame:
-        """Return the frame, with its message."""
-        notice = self.notice
-        if notice is None:
-            return self.frame
-        unread = self.frame
-        return Frame(
-            session_id=unread.session_id,
-            direction=unread.direction,
-            envelope=notice.message,
-            at=unread.at,
-            stream=unread.stream,
-            position=notice.position,
-            event=notice.event,
-            event_id=notice.event_id,
-            token=unread.token,
-        )
+        """Return the frame with its message: the same one each time, by which a store knows what it has."""
+        notice, unread = self.notice, self.frame
+        if notice is not None:
+            self.notice = None
+            self.frame = Frame(
+                session_id=unread.session_id,
+                direction=unread.direction,
+                envelope=notice.message,
+                at=unread.at,
+                stream=unread.stream,
+                position=notice.position,
+                event=notice.event,
+                event_id=notice.event_id,
+                token=unread.token,
+            )
+        return self.frame
 
 
 def without_outrun(waiting: list[Waiting], keep: Window) -> list[Waiting]:
