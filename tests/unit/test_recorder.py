@@ -9,7 +9,7 @@ import anyio
 import pytest
 
 from shadowcat.counters import Counters
-from shadowcat.readers import Arrival
+from shadowcat.readers import Arrival, Notice
 from shadowcat.recorder import Recorder
 from shadowcat.settings import Settings
 from shadowcat_stores import Frame, MemoryStore, MessageEnvelope, Session, StoreUnavailable, Window
@@ -126,6 +126,27 @@ async def test_a_store_that_is_down_gets_the_frames_when_it_is_back() -> None:
     recorder.client_sent("s", [message("2")])
     await recorder.stop()
     assert [frame.envelope.raw for frame in await store.get_frames("s")] == [b"1", b"2"]
+
+
+async def test_a_store_that_failed_is_handed_the_very_same_frames_again(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """By which it knows those that it has stored all the same."""
+    store, recorder, _ = await setup()
+    handed: list[Sequence[Frame]] = []
+
+    async def add_frames(frames: Sequence[Frame], *, keep: Window | None = None) -> list[int]:
+        handed.append(frames)
+        raise StoreUnavailable("perhaps")
+
+    monkeypatch.setattr(store, "add_frames", add_frames)
+    notice = Notice(b'{"jsonrpc":"2.0","method":"notifications/progress"}', 1, None, "e-1")
+    recorder.server_sent("s", [notice, Arrival([message()])], "t")
+    for _ in range(2):
+        await recorder.flush()
+    first, again = handed
+    assert [frame.event_id for frame in first] == ["e-1", None]
+    assert all(one is other for one, other in zip(first, again, strict=True))
 
 
 async def test_with_the_tape_off_nothing_is_recorded() -> None:
