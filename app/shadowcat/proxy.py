@@ -17,6 +17,7 @@ from shadowcat.eras.http_sse import HTTPSSE
 from shadowcat.eras.sessionless import Sessionless
 from shadowcat.errors import StoreDown
 from shadowcat.gets import Gets, is_stream
+from shadowcat.handshake import begins_session
 from shadowcat.headers import Headers, end_to_end
 from shadowcat.inbound import ClientRequest
 from shadowcat.live import LiveStream, Reopen
@@ -28,7 +29,7 @@ from shadowcat.recovery import Recovery
 from shadowcat.relay import Relay
 from shadowcat.responses import RelayResponse, WholeResponse
 from shadowcat.restore import REFUSALS, Restorer
-from shadowcat.sessions import SessionManager, begins_session
+from shadowcat.sessions import SessionManager
 from shadowcat.settings import Settings
 from shadowcat.sse import CONTENT_TYPE
 from shadowcat.standing import remember, sets_standing_state

@@ -14,6 +14,7 @@ from msgspec.structs import replace
 from starlette.types import Receive, Scope, Send
 
 from shadowcat.errors import AmbiguousDelivery, ShadowcatError, Stopping, StoreDown, UpstreamError
+from shadowcat.handshake import read_result, with_answer
 from shadowcat.headers import Headers
 from shadowcat.inbound import ClientRequest
 from shadowcat.listener import Listener
@@ -21,7 +22,7 @@ from shadowcat.live_responses import LiveResponse
 from shadowcat.readers import Arrival, messages_of, short
 from shadowcat.recorder import Recorder
 from shadowcat.responses import error_response
-from shadowcat.sessions import SessionManager, read_result, with_answer
+from shadowcat.sessions import SessionManager
 from shadowcat.settings import Settings
 from shadowcat.sse import COMMENT, SSEBlock, SSEFramer, with_data, write_event
 from shadowcat.streams import UNDER_WAY, LiveStreams
