@@ -219,10 +219,10 @@ class Recorder:
 
     def _leave_out_old(self) -> None:
         """Let those go that newer ones would push out of the window as soon as they are written."""
-        waiting = self._waiting[self._tried :]
-        if self._keep is None or 2 * self._unseen < len(waiting):
+        if self._keep is None or 2 * self._unseen < len(self._waiting) - self._tried:
             return
         self._unseen = 0
+        waiting = self._waiting[self._tried :]
         kept = without_outrun(waiting, self._keep)
         self._counters.frames_outrun += len(waiting) - len(kept)
         self._waiting_bytes -= sum(each.size for each in waiting) - sum(each.size for each in kept)

@@ -63,8 +63,9 @@ def without_outrun(waiting: list[Waiting], keep: Window) -> list[Waiting]:
         frame = each.frame
         stream = (frame.session_id, frame.stream, frame.token)
         count, length, has_id = newer.get(stream, (0, 0, False))
+        # One more than fits in its bytes: without it something older, and smaller, would.
+        is_out = count >= keep.frames or length > keep.bytes
         length += each.size - FRAME_OVERHEAD
-        is_out = count > 0 and (count >= keep.frames or length > keep.bytes)
         # The store remembers the last id of a stream also where its frame is gone.
         is_last_id = not has_id and each.event_id is not None
         newer[stream] = count + 1, length, has_id or is_last_id

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from unittest.mock import patch
 
 import anyio
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 from msgspec.structs import replace
 
@@ -183,6 +183,7 @@ sent = st.tuples(
 
 
 @given(st.integers(1, 12), st.integers(50, 700), st.lists(sent, max_size=12))
+@example(3, 185, [("s", "one", 0, 9, None, False), ("s", None, 2, 3, None, False)])
 def test_the_tape_is_what_it_would_be(
     frames: int, size: int, all_sent: list[tuple[str, str | None, int, int, str | None, bool]]
 ) -> None:
