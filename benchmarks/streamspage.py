@@ -17,8 +17,9 @@ Latency: from the moment when the stub sends an event to the moment when the cli
 bytes with the tape off."""
 FLOOD = """\
 The stub sends as fast as it can get rid of events. `direct` is what stub and client manage together, on
-one core where there are two. `recorded` and `dropped`: frames over all rounds; what the store cannot take
-is dropped from the tape, not from the stream."""
+one core where there are two. `recorded`, `outrun` and `dropped`: frames over all rounds. The tape holds a
+window, and what newer frames have pushed out of it before it was written is `outrun`; what the store cannot
+take is dropped from the tape, not from the stream."""
 FIRST = (
     "From the request to the first event, at the client; the stream ends 2 ms later, and the next one begins."
 )
@@ -89,7 +90,10 @@ def _flood_row(found: Found, case: Case, name: str) -> Row:
         _compared(mine, direct, lambda a, b: a.events / b.events, "{:.2f}"),
         _compared(mine, nginx, lambda a, b: a.events / b.events, "{:.2f}"),
         *_cpu(mine, nginx, "{:.2f}"),
-        *(f"{frames[each]:,}" if frames else "–" for each in ("frames_recorded", "frames_dropped")),
+        *(
+            f"{frames[each]:,}" if frames else "–"
+            for each in ("frames_recorded", "frames_outrun", "frames_dropped")
+        ),
     )
 
 
@@ -137,7 +141,7 @@ _TABLES: dict[str, tuple[str, Row, Callable[[Found, Case, str], Row]]] = {
     "paced": (PACED, (*_LATENCY, *_USED), _paced_row),
     "flood": (
         FLOOD,
-        ("proxy", "events/s", "÷ direct", "÷ nginx", *_USED, "recorded", "dropped"),
+        ("proxy", "events/s", "÷ direct", "÷ nginx", *_USED, "recorded", "outrun", "dropped"),
         _flood_row,
     ),
     "first": (FIRST, _LATENCY, _first_row),

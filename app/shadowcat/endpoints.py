@@ -42,7 +42,6 @@ _STOPPED = AmbiguousDelivery(
     "The proxy was stopped before the upstream answered. It may have processed the request: check before you "
     "send it again."
 )
-_STOPPING = Stopping("The proxy is being stopped: try again, another replica will answer.")
 
 
 class Forwards(Protocol):
@@ -73,7 +72,7 @@ class MCPEndpoint:
             if not self._service.running:
                 raise NotStarted
             if self._service.draining and request.method == "GET":
-                raise _STOPPING
+                raise Stopping
             self._check(request)
             await request.read_body(receive, settings.max_body_bytes)
         except ClientDisconnect:
@@ -97,7 +96,7 @@ class MCPEndpoint:
         if not watch.was_cut:
             return
         if response is None:
-            await _tell(_STOPPING if is_get else _STOPPED, request)(scope, receive, send)
+            await _tell(Stopping() if watch.harmless else _STOPPED, request)(scope, receive, send)
         elif is_get:
             await send({"type": "http.response.body", "body": b"", "more_body": False})
         else:

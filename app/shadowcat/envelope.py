@@ -7,7 +7,7 @@ this reader cannot follow (nested deeper than it dares to go) is of kind `other`
 from __future__ import annotations
 
 import json
-from typing import Any, Literal
+from typing import Any, Final, Literal
 
 import msgspec
 from msgspec import UNSET, Raw, UnsetType
@@ -15,6 +15,8 @@ from msgspec import UNSET, Raw, UnsetType
 from shadowcat.errors import NotJSON, NotJSONRPC
 from shadowcat.protocol import META_PROTOCOL_VERSION
 from shadowcat_stores import JsonRpcId, Kind, MessageEnvelope
+
+_ABSENT: Final = Raw(b"null")
 
 
 class _Outside(msgspec.Struct):
@@ -27,12 +29,29 @@ class _Outside(msgspec.Struct):
     error: Raw | UnsetType = UNSET
 
 
+class _Params(msgspec.Struct, rename="camel"):
+    """The params that stand in headers as well."""
+
+    name: Raw = _ABSENT
+    uri: Raw = _ABSENT
+    task_id: Raw = _ABSENT
+    meta: Raw = msgspec.field(name="_meta", default=_ABSENT)
+
+
+class _WithParams(msgspec.Struct):
+    params: _Params = msgspec.field(default_factory=_Params)
+
+
+class _Lenient(msgspec.Struct):
+    params: dict[str, Any] = {}
+
+
+_MEMBERS: Final = dict(zip(_Params.__struct_fields__, _Params.__struct_encode_fields__, strict=True))
+_UNREADABLE: Final = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
+
+
 class _Meta(msgspec.Struct):
-    meta: dict[str, Raw] = msgspec.field(name="_meta", default={})
-
-
-class _WithMeta(msgspec.Struct):
-    params: _Meta = msgspec.field(default_factory=_Meta)
+    version: Raw = msgspec.field(name=META_PROTOCOL_VERSION, default=_ABSENT)
 
 
 MOST_IN_BATCH = 1000
@@ -40,7 +59,9 @@ MOST_IN_BATCH = 1000
 
 _outside = msgspec.json.Decoder(_Outside)
 _batch = msgspec.json.Decoder(list[Raw])
-_with_meta = msgspec.json.Decoder(_WithMeta)
+_with_params = msgspec.json.Decoder(_WithParams)
+_meta = msgspec.json.Decoder(_Meta)
+_text = msgspec.json.Decoder(str)
 
 
 def read_envelopes(body: bytes) -> list[MessageEnvelope]:
@@ -77,12 +98,50 @@ def read_server_messages(data: bytes) -> list[MessageEnvelope]:
         return [MessageEnvelope(data, "other")]
 
 
-def stated_version(body: bytes) -> str | None:
+def stated_version(raw: bytes) -> str | None:
     """Return the protocol revision that the message's `_meta` names, as stateless revisions demand."""
+    return stated(raw, None)[0]
+
+
+def stated(raw: bytes, param: str | None) -> tuple[str | None, str | None]:
+    """Return the revision that the message's `_meta` names, and the text of one of its params.
+
+    Args:
+        raw: the message.
+        param: `name`, `uri` or `task_id`.
+    """
+    params = _params(raw)
     try:
-        version = _with_meta.decode(body).params.meta.get(META_PROTOCOL_VERSION)
-        return None if version is None else msgspec.json.decode(version, type=str)
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        version = _text_of(_meta.decode(params.meta).version)
+    except _UNREADABLE:
+        version = None
+    return version, None if param is None else _text_of(getattr(params, param))
+
+
+def _params(raw: bytes) -> _Params:
+    try:
+        return _with_params.decode(raw).params
+    except (msgspec.ValidationError, RecursionError):
+        return _Params()
+    except (msgspec.DecodeError, UnicodeDecodeError):
+        pass
+    try:  # again, as `_second_opinion` does: what is hidden behind a lone surrogate would not be found
+        given = msgspec.convert(_lenient(raw), _Lenient).params
+    except (NotJSON, msgspec.ValidationError):
+        return _Params()
+    return _Params(
+        **{
+            name: Raw(json.dumps(given[member]).encode())
+            for name, member in _MEMBERS.items()
+            if member in given
+        }
+    )
+
+
+def _text_of(raw: Raw) -> str | None:
+    try:
+        return _text.decode(raw)
+    except _UNREADABLE:
         return None
 
 

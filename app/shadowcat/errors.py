@@ -6,6 +6,7 @@
     │   ├── NotJSONRPC               400   the body is no JSON-RPC message
     │   ├── RepeatedHeader           400   a header that decides stands twice
     │   ├── UnsendableRequest        400   a header has what none may have
+    │   ├── HeaderMismatch           400   a header says something else than the body
     │   ├── SessionRequired          400   no Mcp-Session-Id
     │   ├── EventUnknown             400   a Last-Event-ID of ours that the tape does not know any more
     │   ├── ForbiddenOrigin          403   Origin or Host is not one of ours
@@ -36,7 +37,13 @@ from typing import ClassVar
 
 import msgspec
 
-from shadowcat.protocol import AMBIGUOUS_DELIVERY, INTERNAL_ERROR, INVALID_REQUEST, PARSE_ERROR
+from shadowcat.protocol import (
+    AMBIGUOUS_DELIVERY,
+    HEADER_MISMATCH,
+    INTERNAL_ERROR,
+    INVALID_REQUEST,
+    PARSE_ERROR,
+)
 from shadowcat_stores import JsonRpcId
 
 
@@ -88,6 +95,13 @@ class UnsendableRequest(ClientError):
     """A header has what none may have, such as a line end, and cannot be sent on."""
 
     reason = "unsendable_request"
+
+
+class HeaderMismatch(ClientError):
+    """`MCP-Protocol-Version`, `Mcp-Method` or `Mcp-Name` says something else than the body (2026-07-28)."""
+
+    code = HEADER_MISMATCH
+    reason = "header_mismatch"
 
 
 class SessionRequired(ClientError):
@@ -216,6 +230,9 @@ class Stopping(ShadowcatError):
     level = logging.INFO
     retry_after = 1
     reason = "stopping"
+
+    def __init__(self) -> None:
+        super().__init__("The proxy is being stopped: try again, another replica will answer.")
 
 
 class NotStarted(ShadowcatError):

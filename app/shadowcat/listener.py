@@ -73,7 +73,7 @@ class Listener:
 
     def _send_soon(self, data: bytes, *, more: bool) -> None:
         message = {"type": "http.response.body", "body": data, "more_body": more}
-        self._beside = asyncio.ensure_future(_quietly(self._send(message)))
+        self._beside = asyncio.ensure_future(quietly(self._send(message)))
         self.wrote_at = time.monotonic()
 
     async def _push(self, message: Message) -> None:
@@ -101,6 +101,7 @@ class Listener:
             self._waiting = None
 
 
-async def _quietly(sending: Awaitable[None]) -> None:
+async def quietly(sending: Awaitable[None]) -> None:
+    """Send to a client that may have left."""
     with suppress(OSError):
         await sending

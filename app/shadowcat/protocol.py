@@ -9,6 +9,8 @@ from typing import Final
 SESSION_ID: Final = b"mcp-session-id"
 PROTOCOL_VERSION: Final = b"mcp-protocol-version"
 LAST_EVENT_ID: Final = b"last-event-id"
+METHOD: Final = b"mcp-method"
+NAME: Final = b"mcp-name"
 
 POLLED_SINCE: Final = "2025-11-25"
 """From this revision on clients take events that carry only an id, and come back for a stream that ends."""
@@ -25,6 +27,21 @@ _STATELESS_NAMES: Final = re.compile(r"[2-9]\d{3}-\d\d-\d\d|DRAFT-\d{4}-v\d+", r
 META_PROTOCOL_VERSION: Final = "io.modelcontextprotocol/protocolVersion"
 """Where a request of a stateless revision names its revision in the body, under `params._meta`."""
 
+META_SUBSCRIPTION_ID: Final = "io.modelcontextprotocol/subscriptionId"
+"""Where what comes on a `subscriptions/listen` stream names the request that asked for it."""
+
+NAMED_BY: Final = {
+    "tools/call": "name",
+    "prompts/get": "name",
+    "resources/read": "uri",
+    "tasks/get": "task_id",
+    "tasks/update": "task_id",
+    "tasks/cancel": "task_id",
+}
+"""Which of its params names what a request of a stateless revision is about, as `Mcp-Name` does."""
+
+HEADER_MISMATCH: Final = -32020
+"""The protocol's own, from 2026-07-28 on."""
 PARSE_ERROR: Final = -32700
 INVALID_REQUEST: Final = -32600
 INTERNAL_ERROR: Final = -32603

@@ -14,8 +14,10 @@ from shadowcat import protocol
 from shadowcat.counters import Counters, Reason
 from shadowcat.envelope import cancelled_id, read_envelopes
 from shadowcat.eras.http_sse import HTTPSSE
+from shadowcat.eras.sessionless import Sessionless
 from shadowcat.errors import StoreDown
 from shadowcat.gets import Gets, is_stream
+from shadowcat.handshake import begins_session
 from shadowcat.headers import Headers, end_to_end
 from shadowcat.inbound import ClientRequest
 from shadowcat.live import LiveStream, Reopen
@@ -27,7 +29,7 @@ from shadowcat.recovery import Recovery
 from shadowcat.relay import Relay
 from shadowcat.responses import RelayResponse, WholeResponse
 from shadowcat.restore import REFUSALS, Restorer
-from shadowcat.sessions import SessionManager, is_initialize
+from shadowcat.sessions import SessionManager
 from shadowcat.settings import Settings
 from shadowcat.sse import CONTENT_TYPE
 from shadowcat.standing import remember, sets_standing_state
@@ -71,6 +73,7 @@ class Proxy:
         self.restorer = Restorer(upstream, sessions, streams.owners, recorder, settings, counters)
         self.restorer.tell = self._tell
         self.http_sse = HTTPSSE(upstream, sessions, recorder, streams, settings, counters)
+        self.sessionless = Sessionless(upstream, recorder, streams, settings)
 
     async def forward(self, request: ClientRequest, watch: ClientWatch) -> Response:
         """Send the client's request upstream, once, and return the response that relays the answer.
@@ -82,8 +85,11 @@ class Proxy:
         if request.method == "POST":
             request.messages = read_envelopes(request.body)
         session = await self.sessions.resolve(request)
-        if request.method == "GET" and (session is None or self._recorder.enabled):
-            return await (self._get_alone(request) if session is None else self._get(request, session))
+        if session is None and not begins_session(request):
+            is_get = request.method == "GET"
+            return await (self._get_alone(request) if is_get else self.sessionless.forward(request, watch))
+        if session is not None and request.method == "GET" and self._recorder.enabled:
+            return await self._get(request, session)
         stream = None
         if session is not None and self._recorder.enabled:
             # In revisions with sessions a client that is lost has cancelled nothing.
@@ -105,7 +111,7 @@ class Proxy:
                 if sets_standing_state(request):
                     limit = self._settings.max_message_bytes
                     await remember(self.sessions, session, request, response, limit)
-            elif is_initialize(request) and not protocol.is_stateless(request.protocol_version):
+            else:
                 stream = answer_name(_asked(request))
                 relay = Relay(response, reader_for(response, self._settings.max_message_bytes))
                 session = await self._begin(request, response, relay, stream)
@@ -276,14 +282,8 @@ class Proxy:
             body = relay.body()
         else:
             body = relay.recorded(self._recorder, session.id, stream)
-        opened = object()
-        self._streams.add(opened)
-
-        async def close() -> None:
-            self._streams.discard(opened)
-            await response.aclose()
-
         is_recorded = session is not None and relay.reader is not None and response.media is Media.JSON
+        close = self._streams.counted(response)
         return RelayResponse(response.status, headers, body, close, is_recorded_whole=is_recorded)
 
     async def _live(

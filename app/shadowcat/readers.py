@@ -87,6 +87,10 @@ class SSEReader:
         """Return nothing."""
         return []
 
+    def add(self, message: bytes) -> Arrival:
+        """Return an event that the proxy adds to the stream."""
+        return self._arrival(SSEBlock(b"", message))
+
     def _arrival(self, block: SSEBlock) -> Arrival:
         self._position += 1
         return Arrival(messages_of(block), self._position, short(block.event), short(block.id))

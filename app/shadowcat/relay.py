@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncGenerator, Sequence
 from typing import Final
 
+from shadowcat.ambient import is_ambient
 from shadowcat.readers import Arrival, Reader
 from shadowcat.recorder import Recorder
 from shadowcat.upstream import Media, UpstreamResponse
@@ -44,11 +45,11 @@ class Relay:
                 break
         return None
 
-    def body(self) -> AsyncIterator[bytes]:
+    def body(self) -> AsyncGenerator[bytes, None]:
         """Iterate over all chunks."""
         return self._all() if self._held or self._ended else self._chunks
 
-    async def _all(self) -> AsyncIterator[bytes]:
+    async def _all(self) -> AsyncGenerator[bytes, None]:
         for chunk in self._held:
             yield chunk
         self._held.clear()
@@ -56,10 +57,13 @@ class Relay:
             async for chunk in self._chunks:
                 yield chunk
 
-    async def recorded(self, recorder: Recorder, session_id: str, stream: str) -> AsyncIterator[bytes]:
+    async def recorded(
+        self, recorder: Recorder, session_id: str, stream: str | None
+    ) -> AsyncGenerator[bytes, None]:
         """Iterate over all chunks; what arrives in them is recorded before they go on."""
         reader = self.reader
-        name = None if self._keeps_last else stream
+        # Without a session the id of a request is that of others, too: its answer is known by the name.
+        name = None if self._keeps_last and not is_ambient(session_id) else stream
         if self._arrived:
             await recorder.pass_on(session_id, self._arrived, name)
         for chunk in self._held:

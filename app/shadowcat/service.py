@@ -54,9 +54,8 @@ class Service:
         self.streams = LiveStreams(self.owners, store, settings)
         self.watches = Watches()
         """Of all requests that are being answered."""
-        self.recorder = Recorder(store, settings, self.counters)
+        self.recorder = Recorder(store, settings, self.counters, self.owners.is_alone)
         self.running = False
-        self.draining = False
         self._grace: asyncio.TimerHandle | None = None
         self._owned: httpx2.AsyncBaseTransport | None = None
         if transport is None:
@@ -73,6 +72,11 @@ class Service:
             )
             for name, url in upstreams.items()
         }
+
+    @property
+    def draining(self) -> bool:
+        """Whether it is about to stop."""
+        return self.streams.draining
 
     def paths(self, name: str) -> list[str]:
         """Return the paths that the upstream of this name is served at, below where the app is mounted."""
@@ -98,7 +102,7 @@ class Service:
             _run_beside(stack, self._look_after(), "shadowcat-look-after")
             stack.enter_context(on_signals(self.drain))
             self.running = True
-            self.draining = False
+            self.streams.draining = False
             try:
                 yield
             finally:
@@ -156,9 +160,7 @@ class Service:
         if self.draining:
             self._cut()
             return
-        self.draining = True
-        for stream in self.streams.all():
-            stream.hand_on()
+        self.streams.drain()
         for watch in self.watches:
             if watch.harmless:
                 watch.cut()

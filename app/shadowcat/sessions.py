@@ -7,12 +7,13 @@ import secrets
 from collections.abc import Awaitable, Callable
 from typing import Final, TypeVar
 
-import msgspec
 from msgspec.structs import replace
 
+from shadowcat.ambient import is_ambient
 from shadowcat.begun import Begun
 from shadowcat.envelope import stated_version
 from shadowcat.errors import SessionRequired, SessionUnknown, StoreDown, UpstreamError
+from shadowcat.handshake import is_initialize, with_answer, with_offer
 from shadowcat.inbound import ClientRequest
 from shadowcat.principal import Credentials, judged, may_use, with_accepted
 from shadowcat.protocol import WITH_SESSIONS, is_stateless
@@ -35,35 +36,10 @@ logger = logging.getLogger("shadowcat.sessions")
 T = TypeVar("T")
 
 _ID_BYTES: Final = 24
-_TOUCH_AT_MOST: Final = 60.0
 _AFTER_ITS_STREAM: Final = 600.0
 """Seconds that a session over HTTP+SSE lives without its stream's replica, which keeps it alive: one that is
 killed ends it for good, and leaves the record."""
 _LEAVING_KEPT: Final = 1000
-_KEPT_JSON: Final = 16 * 1024
-"""Bytes of `initialize` params and of `serverInfo` that a session keeps: more is no honest handshake."""
-
-
-class _Params(msgspec.Struct):
-    params: msgspec.Raw = msgspec.Raw(b"")
-
-
-class InitializeResult(msgspec.Struct, rename="camel"):
-    """What a server says of itself. `b""` stands for what it does not say."""
-
-    protocol_version: str | None = None
-    server_info: msgspec.Raw = msgspec.Raw(b"")
-    capabilities: msgspec.Raw = msgspec.Raw(b"")
-
-
-class _InitializeAnswer(msgspec.Struct):
-    result: InitializeResult
-
-
-def is_initialize(request: ClientRequest) -> bool:
-    """Return whether the request begins a session."""
-    messages = request.messages
-    return len(messages) == 1 and messages[0].kind == "request" and messages[0].method == "initialize"
 
 
 class SessionManager:
@@ -75,9 +51,9 @@ class SessionManager:
         self._timeout = settings.store_timeout
         self._upstream = upstream
         self._ttl = settings.session_ttl
-        self._touch_after = min(_TOUCH_AT_MOST, settings.session_ttl / 10)
+        self._touch_after = settings.touch_after
         self._own_ids = settings.session_ids == "own"
-        self._credential_headers = frozenset(name.lower().encode() for name in settings.credential_headers)
+        self._credential_headers = settings.credential_names
         self._ended: set[str] = set()
         """Sessions that their clients have ended, and that the store could not delete yet."""
         self._leaving: dict[str, None] = {}
@@ -117,6 +93,8 @@ class SessionManager:
         return session
 
     async def _find(self, session_id: str, request: ClientRequest) -> Session:
+        if is_ambient(session_id):
+            raise SessionUnknown
         session = self._cache.known(session_id) or await self.ask(self._cache.read(session_id))
         if session is None or session.upstream != self._upstream or session_id in self._ended:
             raise SessionUnknown
@@ -196,6 +174,8 @@ class SessionManager:
         refused = response.status >= 300 or unreadable or (answer is not None and answer.kind == "error")
         if refused or (response.session_id is None and not self._own_ids):
             return None
+        if response.session_id is not None and not self._own_ids and is_ambient(response.session_id):
+            raise UpstreamError("The upstream gave a session id of a form that is the proxy's own.")
         session = self._new(request, None if self._own_ids else response.session_id)
         session = replace(session, upstream_session_id=response.session_id)
         try:
@@ -362,38 +342,3 @@ class SessionManager:
 
     def _credentials(self, request: ClientRequest) -> Credentials:
         return Credentials.of(request.headers, self._credential_headers)
-
-
-def _read_params(request: ClientRequest) -> msgspec.Raw:
-    try:
-        return msgspec.json.decode(request.body, type=_Params).params
-    except msgspec.DecodeError:
-        return msgspec.Raw(b"")
-
-
-def with_offer(session: Session, request: ClientRequest) -> Session:
-    """Return the session with what the client's `initialize` says."""
-    return replace(session, initialize=_at_most(bytes(_read_params(request))))
-
-
-def with_answer(session: Session, answer: MessageEnvelope | None) -> Session:
-    """Return the session with what the answer to `initialize` says."""
-    result = read_result(answer)
-    return replace(
-        session,
-        protocol_version=result.protocol_version,
-        server_info=_at_most(bytes(result.server_info)),
-        server_capabilities=_at_most(bytes(result.capabilities)),
-    )
-
-
-def read_result(answer: MessageEnvelope | None) -> InitializeResult:
-    """Return what the answer to `initialize` says; nothing of it where it cannot be read."""
-    try:
-        return msgspec.json.decode(b"" if answer is None else answer.raw, type=_InitializeAnswer).result
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
-        return InitializeResult()
-
-
-def _at_most(raw: bytes) -> bytes:
-    return raw if len(raw) <= _KEPT_JSON else b""

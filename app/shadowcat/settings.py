@@ -169,6 +169,16 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
                 raise ValueError(f"{field.name}: {exc}") from None
 
     @property
+    def credential_names(self) -> frozenset[bytes]:
+        """The `credential_headers`, as they come."""
+        return frozenset(name.lower().encode() for name in self.credential_headers)
+
+    @property
+    def touch_after(self) -> float:
+        """Seconds that a session may go on before the store is told that it lives on."""
+        return min(60.0, self.session_ttl / 10)
+
+    @property
     def window(self) -> Window | None:
         """How much of each tape the store keeps; `None` leaves it to the store's limits."""
         return Window(self.tape_frames, self.tape_bytes) if self.tape == "window" else None

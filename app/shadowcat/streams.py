@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Coroutine, Iterable
+from collections.abc import Awaitable, Callable, Coroutine, Iterable
 from contextlib import suppress
 from typing import Final, Protocol
 
@@ -48,6 +48,16 @@ class EndpointStream(Protocol):
         """End it: the session has ended."""
 
 
+class PlainStream(Protocol):
+    """A stream that answers a request without a session."""
+
+    def keep_alive(self, before: float) -> None:
+        """Send a comment where nothing was sent since then (`time.monotonic`)."""
+
+    def finish(self) -> None:
+        """End it as soon as can be, where its client comes back by itself."""
+
+
 class LiveStreams:
     """All of them, and every other response that is open. Empty again when every client has gone."""
 
@@ -60,6 +70,10 @@ class LiveStreams:
         """Those who are sent streams from the tape, by the names that other replicas know them by."""
         self.endpoints: dict[str, EndpointStream] = {}
         """The streams of sessions over HTTP+SSE, by session."""
+        self.sessionless: set[PlainStream] = set()
+        """Streams that answer requests without a session."""
+        self.draining = False
+        """Whether the server stops, so that nothing is to begin that never ends by itself."""
         self._store = store
         self._cancelling = anyio.Lock()
         self._open: set[object] = set()
@@ -85,6 +99,17 @@ class LiveStreams:
                 del self._live[response.session_id]
             if response.token:
                 self.do(self._release(response))
+
+    def counted(self, response: UpstreamResponse) -> Callable[[], Awaitable[None]]:
+        """Count the upstream's response as open; return what closes it."""
+        opened = object()
+        self._open.add(opened)
+
+        async def close() -> None:
+            self._open.discard(opened)
+            await response.aclose()
+
+        return close
 
     async def _release(self, stream: LiveStream) -> None:
         # Not before all of it is on the tape: who follows it there takes a claim that is gone for its end.
@@ -277,6 +302,14 @@ class LiveStreams:
         """Return every session's streams."""
         return [stream for streams in self._live.values() for stream in streams.values()]
 
+    def drain(self) -> None:
+        """End what can go on elsewhere, and what only the proxy's end would end."""
+        self.draining = True
+        for stream in self.all():
+            stream.hand_on()
+        for each in tuple(self.sessionless):
+            each.finish()
+
     def keep_alive(self, silence: float) -> None:
         """Send a comment where nothing was sent for so many seconds."""
         before = time.monotonic() - silence
@@ -285,6 +318,8 @@ class LiveStreams:
                 listener.send_beside(COMMENT)
         for endpoint in tuple(self.endpoints.values()):
             endpoint.keep_alive(before)
+        for each in tuple(self.sessionless):
+            each.keep_alive(before)
         for stream in self.all():
             listening = stream.listener
             if listening is not None and listening.wrote_at <= before and not stream.tap.is_inside_event:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncGenerator, Awaitable, Callable
 from copy import copy
 from dataclasses import dataclass
 from enum import Enum
@@ -95,7 +95,7 @@ class UpstreamResponse:
         """Return the answer to a message that needs to go nowhere any more."""
         return cls(202, [(b"content-length", b"0")], httpx2.ByteStream(b""))
 
-    async def __aiter__(self) -> AsyncIterator[bytes]:
+    async def __aiter__(self) -> AsyncGenerator[bytes, None]:
         for chunk in self._peeked:
             yield chunk
         try:

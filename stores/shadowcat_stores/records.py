@@ -47,7 +47,8 @@ class Frame(msgspec.Struct, frozen=True, kw_only=True):
     stream: str | None = None
     """The SSE response it travelled on, `GET_STREAM` for the session's GET streams; a request of the client's
     has the stream that is to answer it, also where the answer then came in a plain body. `None` for what the
-    server sent in one, and for what asks for no answer."""
+    server sent in one, and for what asks for no answer. In the session that traffic without one is recorded
+    under, an answer in a plain body has its request's stream: clients' ids are the same there."""
     position: int = 0
     """Which event of its stream it was: 1, 2, 3 …; the messages of one batch share it. Each GET stream that
     is opened upstream begins anew with 1, under the same name. 0 off a stream, and for the client's."""
@@ -55,8 +56,8 @@ class Frame(msgspec.Struct, frozen=True, kw_only=True):
     """The SSE event type where it is not the default, `message`."""
     event_id: str | None = None
     """The SSE event id: the upstream's own. `None` where it gave none, and the client saw the one that the
-    proxy makes, `<stream>-<position>`. Those made on a GET stream are stored: they have a name of their own
-    for each that was opened, so that none is made twice in a session."""
+    proxy makes, `<stream>-<position>` (without a session, none). Those made on a GET stream are stored: they
+    have a name of their own for each that was opened, so that none is made twice in a session."""
     token: int = 0
     """The writer's fencing token for the stream (see `SessionStore.claim_stream`); 0 is "not fenced"."""
 
@@ -69,7 +70,8 @@ class Session(msgspec.Struct, frozen=True, kw_only=True):
     """
 
     id: str
-    """The id shown to the client."""
+    """The id shown to the client. With `~` begin those of the proxy's own, which no client can use, such as
+    `~ambient.…` for traffic without a session, one for each upstream and principal."""
     created_at: float
     """Seconds since the epoch."""
     expires_at: float

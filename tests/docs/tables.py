@@ -29,14 +29,18 @@ def settings_table() -> str:
 
 def errors_table() -> str:
     """Return the proxy's own errors, by status."""
-    found = [each for each in _subclasses(errors.ShadowcatError) if "reason" in vars(each)]
     rows = ["| status | code | reason | what happened |", "|---|---|---|---|"]
-    for each in sorted(found, key=lambda each: (each.status, each.reason)):
+    for each in sorted(own_errors(), key=lambda each: (each.status, each.reason)):
         if each is errors.UpstreamBroke:
             continue  # the response has begun: no status can say it
         text = _cell(inspect.getdoc(each) or "")
         rows.append(f"| {each.status} | {each.code} | `{each.reason}` | {text} |")
     return "\n".join(rows)
+
+
+def own_errors() -> list[type[errors.ShadowcatError]]:
+    """Return those that clients are told of by a reason of their own."""
+    return [each for each in _subclasses(errors.ShadowcatError) if "reason" in vars(each)]
 
 
 def replaced(readme: str) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import shlex
 from itertools import pairwise
@@ -60,6 +61,14 @@ def test_the_commands_of_the_documents_exist(block: Block) -> None:
 
 
 SETTINGS = {f"SHADOWCAT_{name.upper()}" for name in Deployment.__struct_fields__} | {"SHADOWCAT_CONFIG"}
+
+
+@pytest.mark.parametrize("block", blocks("json", "error"), ids=str)
+def test_an_error_is_as_it_is_shown(block: Block) -> None:
+    shown = json.loads(block.text)
+    (kind,) = (each for each in tables.own_errors() if each.reason == shown["error"]["data"]["reason"])
+    said = json.loads(kind(shown["error"]["message"]).message("the request's"))
+    assert said == shown
 
 
 def check_make(words: list[str]) -> None:

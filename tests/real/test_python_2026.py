@@ -8,9 +8,12 @@ import anyio
 import pytest
 from mcp.client.subscriptions import ResourceUpdated
 
-from tests.real._client import MODERN, Action, Asked, Wire, text_of
+from shadowcat import create_app
+from shadowcat_stores import MemoryStore
+from tests.real._client import MODERN, Action, Asked, Wire, open_client, text_of
 from tests.real._process import PythonServer
 from tests.real.conftest import Connect
+from tests.support.serving import serve
 
 with_either_answer = pytest.mark.parametrize("server", ["sse", "json", "stateless"], indirect=True)
 
@@ -102,6 +105,21 @@ async def test_resource_updates_arrive_on_a_listen_stream(
             assert await anext(updates) == ResourceUpdated(uri=uri)
             read = await client.read_resource(uri)
             assert read.contents[0].model_dump()["text"] == text
+
+
+async def test_a_subscription_ends_well_when_the_proxy_stops(server: PythonServer, wire: Wire) -> None:
+    """Not as one that was lost: the SDK's client would raise."""
+    app = create_app(MemoryStore(), upstream=server.url)
+    uri = f"note://{wire.client_id}"
+    async with (
+        serve(app) as base,
+        open_client(base + "/mcp", MODERN, wire) as client,
+        client.listen(resource_subscriptions=[uri]) as updates,
+    ):
+        await server.change_note(wire.client_id, "first")
+        assert await anext(updates) == ResourceUpdated(uri=uri)
+        app.state.shadowcat.drain()
+        assert [update async for update in updates] == []
 
 
 # Not with JSON answers: there the SDK's server does not watch for its client to leave.

@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import AsyncIterator
 from typing import Any
 
+import anyio
 import msgspec
 import pytest
 
-from shadowcat_stores import GET_STREAM, Frame, MemoryStore
+from shadowcat_stores import GET_STREAM, Frame, MemoryStore, Session
 from tests.real._client import MODERN, Asked, Wire
 from tests.real._process import PythonServer
 from tests.real.conftest import Connect, ProxiedRoute, Route
@@ -172,9 +173,31 @@ async def test_the_tape_has_the_event_ids_that_the_server_gave(
     assert said(answers[3])["result"]["content"][0]["text"] == "Echo: last"
 
 
-async def test_a_conversation_without_sessions_leaves_nothing(
-    connect: Connect, proxied_store: MemoryStore
+@pytest.mark.parametrize("server", ["sse", "json"], indirect=True)
+async def test_conversations_without_sessions_are_on_one_tape_and_told_apart(
+    connect: Connect, proxied_store: MemoryStore, wire: Wire
 ) -> None:
-    async with connect(MODERN) as client:
-        await client.call_tool("echo", {"text": "gone"})
-        assert await proxied_store.count_sessions() == 0
+    """Two clients without credentials, whose requests have the same ids."""
+    async with connect(MODERN) as one, connect(MODERN, Wire()) as other, anyio.create_task_group() as calls:
+        for number, client in enumerate((one, other) * 3):
+            calls.start_soon(client.call_tool, "echo", {"text": str(number)})
+    assert wire.session_ids == set()
+
+    sessions: list[Session] = []
+    answered: dict[str, str] = {}
+    while len(answered) < 6:  # it is written behind the traffic
+        await anyio.lowlevel.checkpoint()
+        sessions = (await proxied_store.list_sessions()).sessions
+        tape = [frame for each in sessions for frame in await proxied_store.get_frames(each.id)]
+        asked = {
+            frame.stream: said(frame)["params"]["arguments"]["text"]
+            for frame in tape
+            if frame.envelope.method == "tools/call"
+        }
+        answered = {
+            asked[frame.stream]: said(frame)["result"]["content"][0]["text"]
+            for frame in tape
+            if frame.stream in asked and frame.envelope.kind == "response"
+        }
+    assert len(sessions) == 1
+    assert answered == {str(number): str(number) for number in range(6)}

@@ -12,8 +12,9 @@ import anyio
 import httpx2
 
 from shadowcat import Settings, create_app
+from shadowcat.ambient import is_ambient
 from shadowcat.service import Service
-from shadowcat_stores import Frame, MemoryStore, SessionStore
+from shadowcat_stores import Frame, MemoryStore, Session, SessionStore
 from tests.support.plain import plain_http
 from tests.support.serving import serve
 
@@ -85,6 +86,12 @@ class Proxied:
         """Return what is recorded by now."""
         await self.service.recorder.flush()
         return await self.store.get_frames(session_id or self.session_id)
+
+    async def sessions(self, *, ambient: bool = False) -> list[Session]:
+        """Return those that the store has by now: clients', or those of traffic without a session."""
+        await self.service.recorder.flush()
+        found = (await self.store.list_sessions()).sessions
+        return [each for each in found if is_ambient(each.id) == ambient]
 
 
 def request(method: str, request_id: Any = 1, params: Any = None) -> dict[str, Any]:

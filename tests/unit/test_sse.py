@@ -145,3 +145,65 @@ def test_other_data_leaves_all_else_of_an_event_as_it_was(stream: bytes, mark: b
             assert [line for line in lines if not line.startswith(b"data")] == [
                 line for line in were if not line.startswith(b"data")
             ]
+
+
+runs = st.lists(
+    st.tuples(
+        st.sampled_from([b"data: ", b"data:", b"event: e\ndata: ", b"id: 1\ndata: "]),
+        st.sampled_from([b"{}", b'{"a":1}', b"x", b"{\ndata: }", b"{\r}"]),
+        st.sampled_from([b"\n\n", b"\r\n\r\n", b"\n\n\n"]),
+    ).map(b"".join),
+    min_size=1,
+    max_size=4,
+).map(lambda parts: b"".join(parts) * 2)
+
+
+@given(runs, st.lists(st.integers(0, 100), max_size=6))
+def test_a_run_is_what_its_events_are_one_by_one(stream: bytes, cuts: list[int]) -> None:
+    at = sorted({0, *(cut for cut in cuts if cut < len(stream)), len(stream)})
+    framer, slow = SSEFramer(), SSEFramer()
+    for start, end in pairwise(at):
+        chunk = stream[start:end]
+        run, expected = framer.feed_run(chunk), slow.feed(chunk)
+        if run is None:
+            assert framer.feed(chunk) == expected
+        else:
+            shape = run.shape
+            raws = [shape.before + data + shape.after for data in run.data]
+            assert [
+                SSEBlock(raw, data, shape.event) for raw, data in zip(raws, run.data, strict=True)
+            ] == expected
+        assert framer.pending == slow.pending
+
+
+def test_a_run_is_none_within_an_event_that_is_too_large() -> None:
+    framer = SSEFramer(limit=20)
+    assert framer.feed_run(b"data: {}\n\ndata: {" + b"x" * 30) is None
+    blocks = framer.feed(b"data: {}\n\ndata: {" + b"x" * 30)
+    assert [block.data for block in blocks] == [b"{}", None]
+    assert framer.feed_run(b"}\n\ndata: {}\n\n") is None
+    assert [block.unread for block in framer.feed(b"}\n\ndata: {}\n\n")] == [True, False]
+
+
+@pytest.mark.parametrize(
+    "chunk",
+    [
+        b"data: {}\n\n",
+        b"data: {}\n\ndata: {}\n\n",
+        b"data: {}\ndata: {}\n\n",
+        b"data: {}\n\nid: 1\n\n",
+        b"data: {\r}\n\n",
+        b"data: {}\n\n\n",
+        b"data: \n\n",
+    ],
+)
+def test_what_looks_like_one_more_event_of_a_run_is_looked_at(chunk: bytes) -> None:
+    framer, slow = SSEFramer(), SSEFramer()
+    assert framer.feed_run(b"data: {}\n\n") is not None
+    slow.feed(b"data: {}\n\n")
+    run, expected = framer.feed_run(chunk), slow.feed(chunk)
+    found = (
+        framer.feed(chunk) if run is None else [SSEBlock(b"data: %b\n\n" % each, each) for each in run.data]
+    )
+    assert found == expected
+    assert framer.pending == slow.pending

@@ -231,7 +231,7 @@ async def test_with_the_upstreams_ids_a_server_without_them_judges_itself(upstre
         response = await proxy.post(INITIALIZE)
         assert "mcp-session-id" not in response.headers
         assert (await proxy.call()).status_code == 200
-        assert await proxy.store.count_sessions() == 0
+        assert await proxy.sessions() == []
 
 
 @pytest.mark.parametrize("where", ["header", "body"])
@@ -246,7 +246,7 @@ async def test_stateless_requests_pass_without_a_session(
     response = await proxy.post(message, **headers)
     assert response.status_code == 200
     assert "mcp-session-id" not in response.headers
-    assert await proxy.store.count_sessions() == 0
+    assert await proxy.sessions() == []
     if where == "header":
         assert upstream.received[-1].header(b"mcp-protocol-version") == b"2026-07-28"
         # The revision ignores the header, so it does not pass: it could name somebody's session upstream.

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+from base64 import b64encode
 from typing import Any
 
 import anyio
 import httpx2
 import pytest
 
+from shadowcat.protocol import META_PROTOCOL_VERSION
 from tests.support.proxying import Proxied, proxied, request
 from tests.support.raw import raw_client, raw_request
 from tests.support.upstream import Connection, Received, ScriptedUpstream
@@ -51,13 +53,123 @@ async def test_routing_headers_pass_unread_unfolded_and_in_order(
     assert headers_of(upstream.received[-1], b"mcp-") == expected
 
 
+def about(method: str, **params: Any) -> dict[str, Any]:
+    """Return a request with what this revision demands in `_meta`."""
+    meta = {META_PROTOCOL_VERSION: "2026-07-28"}
+    return request(method, 1, {"_meta": meta} | params)
+
+
+def sentinel(text: str) -> str:
+    return f"=?base64?{b64encode(text.encode()).decode()}?="
+
+
+CALL, READ, TASK = (
+    about("tools/call", name="add"),
+    about("resources/read", uri="note://ü"),
+    about("tasks/get", taskId="7"),
+)
+FROM_ANOTHER_TIME = request("tools/call", 1, {"_meta": {META_PROTOCOL_VERSION: "2027-01-01"}})
+HIDDEN = b'{"jsonrpc":"2.0","id":1,"method":"tools/call","params":{"name":"rm","x":"\\ud800"}}'
+CONTRADICTIONS: dict[str, tuple[Any, str, str]] = {
+    "another method": (CALL, "Mcp-Method", "tools/list"),
+    "in other letters": (CALL, "Mcp-Method", "Tools/Call"),
+    "a method is not encoded": (CALL, "Mcp-Method", sentinel("tools/call")),
+    "another tool": (CALL, "Mcp-Name", "sub"),
+    "another tool, encoded": (CALL, "Mcp-Name", sentinel("sub")),
+    "a marker in other letters": (CALL, "Mcp-Name", sentinel("add").replace("base64", "BASE64")),
+    "no base64": (CALL, "Mcp-Name", "=?base64?YW!!!Rk=?="),
+    "base64 without padding": (CALL, "Mcp-Name", "=?base64?YWR?="),
+    "no text": (CALL, "Mcp-Name", "=?base64?/w==?="),
+    "half a marker": (CALL, "Mcp-Name", "=?base64?YWRk"),
+    "another resource": (READ, "Mcp-Name", "note://u"),
+    "not encoded": (READ, "Mcp-Name", "note://\xfc"),
+    "another task": (TASK, "Mcp-Name", "8"),
+    "another revision": (FROM_ANOTHER_TIME, "MCP-Protocol-Version", "2026-07-28"),
+    "behind what readers choke on": (HIDDEN, "Mcp-Name", "ls"),
+    "one of a batch": ([CALL, READ], "Mcp-Method", "tools/call"),
+}
+
+
+@pytest.mark.parametrize(("message", "header", "value"), CONTRADICTIONS.values(), ids=CONTRADICTIONS)
+async def test_headers_that_contradict_the_body_are_refused(
+    proxy: Proxied, upstream: ScriptedUpstream, message: Any, header: str, value: str
+) -> None:
+    content = message if isinstance(message, bytes) else json.dumps(message)
+    headers = {"Content-Type": "application/json", "MCP-Protocol-Version": "2026-07-28", header: value}
+    sent = {name.encode(): value.encode("latin-1") for name, value in headers.items()}
+    response = await proxy.client.post(proxy.url, headers=sent, content=content)
+    error = response.json()
+    assert (response.status_code, error["error"]["code"]) == (400, -32020)
+    assert error["id"] == (None if isinstance(message, list) else 1)
+    assert error["error"]["data"] == {"reason": "header_mismatch"}
+    assert upstream.received == []
+
+
+AGREEMENTS: dict[str, tuple[Any, list[tuple[str, str]]]] = {
+    "plain": (CALL, [("Mcp-Method", "tools/call"), ("Mcp-Name", "add")]),
+    "names in any letters": (CALL, [("mcp-METHOD", "tools/call"), ("MCP-NAME", "add")]),
+    "encoded without need": (CALL, [("Mcp-Name", sentinel("add"))]),
+    "a resource": (READ, [("Mcp-Name", sentinel("note://ü"))]),
+    "a name that looks encoded": (
+        about("prompts/get", name="=?base64?x?="),
+        [("Mcp-Name", sentinel("=?base64?x?="))],
+    ),
+    "a task": (TASK, [("Mcp-Method", "tasks/get"), ("Mcp-Name", "7")]),
+    "nothing said twice": (CALL, []),
+    "a name where none is mirrored": (about("tools/list"), [("Mcp-Name", "x")]),
+    "no params": (request("tools/call"), [("Mcp-Name", "x")]),
+    "params that are none": (request("tools/call", 1, ["x"]), [("Mcp-Name", "x")]),
+    "a name that is none": (about("tools/call", name=5), [("Mcp-Name", "5")]),
+    "_meta that is none": (about("tools/call", _meta=5), [("Mcp-Method", "tools/call")]),
+    "a notification": (
+        {"jsonrpc": "2.0", "method": "notifications/x"},
+        [("Mcp-Method", "notifications/y")],
+    ),
+    "behind what readers choke on": (HIDDEN, [("Mcp-Name", "rm")]),
+    "params that readers choke on": (
+        b'{"jsonrpc":"2.0","id":1,"method":"tools/call","params":["\\ud800"]}',
+        [("Mcp-Name", "x")],
+    ),
+}
+
+
+@pytest.mark.parametrize(("message", "headers"), AGREEMENTS.values(), ids=AGREEMENTS)
+async def test_what_does_not_contradict_itself_is_the_servers_to_judge(
+    proxy: Proxied, upstream: ScriptedUpstream, message: Any, headers: list[tuple[str, str]]
+) -> None:
+    """Missing headers, too: the server must refuse them, and its refusal is the client's to see."""
+    content = message if isinstance(message, bytes) else json.dumps(message).encode()
+    always = [("Content-Type", "application/json"), ("MCP-Protocol-Version", "2026-07-28")]
+    response = await proxy.client.post(proxy.url, headers=always + headers, content=content)
+    assert response.status_code in (200, 202)
+    assert [each.body for each in upstream.received] == [content]
+
+
+async def test_blanks_around_a_value_are_no_part_of_it(proxy: Proxied, upstream: ScriptedUpstream) -> None:
+    async with raw_client(proxy.url) as (reader, writer):
+        writer.write(
+            raw_request(proxy.url, "POST", CALL, **MODERN, Mcp_Method="  tools/call ", Mcp_Name="add\t")
+        )
+        assert (await reader.readline()).split()[1] == b"200"
+    assert upstream.received[-1].header(b"mcp-name") == b"add"
+
+
+async def test_in_a_session_nothing_is_held_against_the_body(
+    proxy: Proxied, upstream: ScriptedUpstream
+) -> None:
+    await proxy.begin()
+    response = await proxy.post(CALL, Mcp_Method="tools/list", Mcp_Name="sub")
+    assert response.status_code == 200
+    assert upstream.forwarded[-1].header(b"mcp-name") == b"sub"
+
+
 async def test_what_belongs_to_sessions_is_ignored(proxy: Proxied, upstream: ScriptedUpstream) -> None:
     stale = {"Mcp_Session_Id": "of-an-older-life", "Last_Event_ID": "s.abcdefgh-1"}
     response = await proxy.post(request("tools/list"), **MODERN, **stale)
     assert response.status_code == 200
     assert "mcp-session-id" not in response.headers
     assert upstream.received[-1].header(b"mcp-session-id") is None
-    assert await proxy.store.count_sessions() == 0
+    assert await proxy.sessions() == []
 
 
 @pytest.mark.parametrize("method", ["GET", "DELETE"])
@@ -178,7 +290,7 @@ async def test_a_retry_with_its_state_is_a_request_like_any_other(
         assert (await proxy.post(body, **MODERN)).json()["result"] == {"name": "t", **state}
         assert upstream.received[-1].body == body
     assert len(upstream.received) == 2
-    assert await proxy.store.count_sessions() == 0
+    assert await proxy.sessions() == []
 
 
 async def test_results_are_not_cached(proxy: Proxied, upstream: ScriptedUpstream) -> None:

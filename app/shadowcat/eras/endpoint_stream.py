@@ -14,6 +14,7 @@ from msgspec.structs import replace
 from starlette.types import Receive, Scope, Send
 
 from shadowcat.errors import AmbiguousDelivery, ShadowcatError, Stopping, StoreDown, UpstreamError
+from shadowcat.handshake import read_result, with_answer
 from shadowcat.headers import Headers
 from shadowcat.inbound import ClientRequest
 from shadowcat.listener import Listener
@@ -21,7 +22,7 @@ from shadowcat.live_responses import LiveResponse
 from shadowcat.readers import Arrival, messages_of, short
 from shadowcat.recorder import Recorder
 from shadowcat.responses import error_response
-from shadowcat.sessions import SessionManager, read_result, with_answer
+from shadowcat.sessions import SessionManager
 from shadowcat.settings import Settings
 from shadowcat.sse import COMMENT, SSEBlock, SSEFramer, with_data, write_event
 from shadowcat.streams import UNDER_WAY, LiveStreams
@@ -155,7 +156,7 @@ class EndpointResponse(LiveResponse):
             with self._scope:
                 await self._relay(listener, messages_path(scope))
             if self._scope.cancelled_caught and not self._has_begun:
-                raise Stopping("The proxy is being stopped: try again, another replica will answer.")
+                raise Stopping
             await self._conclude(listener)
             await listener.end()
         except ShadowcatError as error:

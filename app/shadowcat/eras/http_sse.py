@@ -18,11 +18,12 @@ from shadowcat.counters import Counters
 from shadowcat.envelope import cancelled_id, read_envelopes
 from shadowcat.eras.endpoint_stream import SESSION_PARAMETER, EndpointResponse
 from shadowcat.errors import SessionRequired, StoreDown
+from shadowcat.handshake import is_initialize, with_offer
 from shadowcat.inbound import ClientRequest
 from shadowcat.outbound import prepare_request, response_headers
 from shadowcat.recorder import Recorder
 from shadowcat.responses import RelayResponse
-from shadowcat.sessions import SessionManager, is_initialize, with_offer
+from shadowcat.sessions import SessionManager
 from shadowcat.settings import Settings
 from shadowcat.streams import LiveStreams
 from shadowcat.upstream import Upstream, UpstreamResponse
@@ -118,15 +119,8 @@ class HTTPSSE:
         await self._recorder.settle(ends_turn_of=session.id)
 
     def _respond(self, response: UpstreamResponse) -> RelayResponse:
-        opened = object()
-        self._streams.add(opened)
-
-        async def close() -> None:
-            self._streams.discard(opened)
-            await response.aclose()
-
         headers = response_headers(response.headers, None, self._settings)
-        return RelayResponse(response.status, headers, aiter(response), close)
+        return RelayResponse(response.status, headers, aiter(response), self._streams.counted(response))
 
 
 def _session_id(request: ClientRequest) -> str:
