@@ -23,7 +23,7 @@ import anyio
 from tests.conformance.clients import SERVERS, client_checks
 from tests.conformance.compare import Check, Difference, Known, differences, read_known, settle
 from tests.conformance.routes import node_server, python_server, through
-from tests.conformance.stories import stories
+from tests.conformance.stories import play, stories
 from tests.conformance.suite import REVISIONS, Suite
 from tests.real._process import ServerProcess
 
@@ -91,7 +91,7 @@ async def _again(suite: Suite, revision: str | None, scenarios: Sequence[str], p
 
 async def _stories(names: Sequence[str] | None, proxied: bool) -> list[Check]:
     chosen = [story for story in stories() if names is None or story.scenario in names]
-    return [check for story in chosen for check in await story.checks(proxied=proxied)]
+    return await play(chosen, proxied=proxied)
 
 
 async def _clients(server: str, proxied: bool) -> list[Check]:

@@ -6,7 +6,8 @@ from __future__ import annotations
 import re
 import sys
 import tomllib
-from collections.abc import Iterator, Mapping
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from subprocess import STDOUT
 from typing import Any
@@ -15,6 +16,9 @@ import anyio
 
 from tests.conformance.compare import Check
 from tests.conformance.routes import environment, python_server, sdk_source, through
+
+_AT_A_TIME = 2
+"""Each starts two or three processes, which takes most of its time."""
 
 
 @dataclass(frozen=True)
@@ -59,6 +63,22 @@ class Story:
             passed,
             "".join(lines[-1:]).strip(" |"),
         )
+
+
+async def play(chosen: Iterable[Story], *, proxied: bool) -> list[Check]:
+    """Run them, some at a time; not those of one example, nor those at one port."""
+    checks: list[Check] = []
+    turns = anyio.CapacityLimiter(_AT_A_TIME)
+    alone: dict[str | int, anyio.Lock] = defaultdict(anyio.Lock)
+
+    async def run(story: Story) -> None:
+        async with alone[story.port or story.name], turns:
+            checks.extend(await story.checks(proxied=proxied))
+
+    async with anyio.create_task_group() as tasks:
+        for story in chosen:
+            tasks.start_soon(run, story)
+    return checks
 
 
 def stories() -> Iterator[Story]:
