@@ -18,6 +18,8 @@ class Counters:
         self.sessions_restored = 0
         self.frames_recorded = 0
         self.frames_dropped = 0
+        self.frames_outrun = 0
+        """Those that newer ones had pushed out of the window before they were written."""
 
     def exposition(self, gauges: dict[str, int]) -> str:
         """Return all as Prometheus text: https://prometheus.io/docs/instrumenting/exposition_formats/."""
@@ -29,6 +31,7 @@ class Counters:
             ("sessions_restored", self.sessions_restored),
             ("frames_recorded", self.frames_recorded),
             ("frames_dropped", self.frames_dropped),
+            ("frames_outrun", self.frames_outrun),
         ):
             yield f"# TYPE shadowcat_{name}_total counter"
             yield f"shadowcat_{name}_total {value}"

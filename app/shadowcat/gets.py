@@ -25,6 +25,7 @@ from shadowcat.stream_names import answer_name, get_name, read_minted
 from shadowcat.streams import LiveStreams
 from shadowcat.tap import EventTap
 from shadowcat.upstream import Media, UpstreamResponse
+from shadowcat.watch import spared
 from shadowcat_stores import GET_STREAM, Session, SessionStore, StoreError
 
 Result = TypeVar("Result")
@@ -147,7 +148,7 @@ class Gets:
         """Claim the stream. A claim that was taken and is not known would last as long as this replica."""
         token: int | None = None
         try:
-            with anyio.CancelScope(shield=True):
+            with spared():
                 token = await self._streams.owners.claim(session_id, name)
         except StoreError:
             self._streams.disclaim(session_id, name)
@@ -216,7 +217,7 @@ class Gets:
             if isinstance(live, LiveStream):
                 live.token = token
             else:
-                with anyio.CancelScope(shield=True):
+                with spared():
                     await self._streams.owners.release(session.id, GET_STREAM, token)
         return live
 

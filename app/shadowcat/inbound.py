@@ -56,10 +56,12 @@ class ClientRequest:
         self.messages: list[MessageEnvelope] = []
         self._known: dict[bytes, bytes] = {}
         self._repeated: bytes | None = None
-        for name, given in scope["headers"]:
+        for pair in scope["headers"]:
+            name, given = pair
             # uvicorn leaves blanks after a value, which are no part of it: RFC 9110 §5.5.
             value = given.strip(b" \t")
-            self.headers.append((name, value))
+            # As a rule it is the same pair: a stream that lasts holds it twice otherwise.
+            self.headers.append(pair if value is given and type(pair) is tuple else (name, value))
             if name in _READ:
                 if name in self._known:
                     self._repeat(name, value)

@@ -11,6 +11,7 @@ from typing import Any
 from starlette.types import Message, Send
 
 from shadowcat.begun import Begun
+from shadowcat.flag import Flag
 
 
 class Listener:
@@ -25,19 +26,19 @@ class Listener:
         self._beside: asyncio.Task[None] | None = None
         self.is_gone = False
         """Whether nothing more is to be sent."""
-        self.over = asyncio.Event()
+        self.over = Flag()
         """Set when nothing more will come."""
         self.since = time.time()
         """When it began, to be compared with those at other replicas."""
         self.wrote_at = time.monotonic()
 
-    async def begin(self, head: Message) -> None:
+    def begin(self, head: Message) -> Awaitable[None]:
         """Send the response's head."""
-        await self._push(head)
+        return self._push(head)
 
-    async def write(self, data: bytes) -> None:
+    def write(self, data: bytes) -> Awaitable[None]:
         """Send bytes, waiting as long as the client is slow; nothing where it is gone."""
-        await self._push({"type": "http.response.body", "body": data, "more_body": True})
+        return self._push({"type": "http.response.body", "body": data, "more_body": True})
 
     async def end(self) -> None:
         """End the response as one that is whole."""

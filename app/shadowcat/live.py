@@ -7,11 +7,10 @@ and takes the stream over.
 
 from __future__ import annotations
 
-import asyncio
 import logging
 import math
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import suppress
 from http import HTTPStatus
 from typing import Final, Protocol
@@ -21,6 +20,7 @@ import anyio
 from shadowcat.begun import Begun
 from shadowcat.counters import Reason
 from shadowcat.errors import AmbiguousDelivery, SessionUnknown, ShadowcatError, UpstreamBroke
+from shadowcat.flag import Flag
 from shadowcat.headers import Headers
 from shadowcat.listener import Listener
 from shadowcat.mail import LISTENING, Listen
@@ -60,6 +60,13 @@ class Reopen(Protocol):
 class LiveStream:
     """One stream of a session: read from the upstream, numbered, recorded, and sent to who listens."""
 
+    __slots__ = (
+        "_again", "_ahead_bytes", "_ahead_events", "_goes_on_upstream", "_handed_on", "_has_ended", "_has_id",
+        "_is_moot", "_is_unwanted", "_pauses", "_polled", "_recorder", "_remote_until", "_reopen", "_scope",
+        "_settings", "_silence", "_taken_up", "begun", "headers", "is_standalone", "left_at", "listener",
+        "name", "over", "remote", "session_id", "tap", "to_say", "token",
+    )  # fmt: skip
+
     def __init__(
         self,
         session_id: str,
@@ -92,15 +99,15 @@ class LiveStream:
         self.listener: Listener | None = None
         self.remote: Listen | None = None
         """Who listens at another replica, by way of the store, or was the last to."""
-        self.to_say: list[bytes] = []
+        self.to_say: Sequence[bytes] = ()
         """Messages of the proxy's own, for when it is open upstream again."""
         self.token = 0
         """Of this replica's claim; 0 where it has none."""
-        self.begun = Cursor(name)
-        """The place on the tape before its first event."""
+        self.begun: Cursor | None = None
+        """The place on the tape before its first event, of a GET stream."""
         self.left_at: str | None = None
         """The id of the newest event when its listener left."""
-        self.headers: Headers = []
+        self.headers: Headers | None = None
         """Of the upstream's response to a GET, for the client that asked for it."""
         self._reopen = reopen
         self._recorder = recorder
@@ -108,7 +115,7 @@ class LiveStream:
         self._polled = polled
         self._again = again
         self._scope = anyio.CancelScope()
-        self._taken_up = asyncio.Event()
+        self._taken_up = Flag()
         self._ahead_bytes = 0
         self._ahead_events = 0
         self._has_id = again
@@ -122,7 +129,7 @@ class LiveStream:
         self._goes_on_upstream = False
         """Whether the upstream has ended it only until the client comes back."""
         self._has_ended = False
-        self.over = asyncio.Event()
+        self.over = Flag()
         """Set when it has ended, and all there was is recorded."""
         self._pauses = Pauses(settings.recover_seconds)
         self._silence = _FIRST_SILENCE
@@ -177,8 +184,8 @@ class LiveStream:
 
     def take_headers(self) -> Headers:
         """Return the headers of the upstream's response, the first time that they are asked for."""
-        headers, self.headers = self.headers, []
-        return headers
+        headers, self.headers = self.headers, None
+        return headers or []
 
     def read_on(self) -> None:
         """Go on as if its listener had only just left."""
@@ -188,7 +195,7 @@ class LiveStream:
     def _read_on(self) -> None:
         self._ahead_bytes = self._ahead_events = 0
         self._taken_up.set()
-        self._taken_up = asyncio.Event()
+        self._taken_up = Flag()
 
     def wait_for_listener(self, at_least: float = 0.0) -> None:
         """End it when nobody comes to listen."""
@@ -290,7 +297,8 @@ class LiveStream:
                 await response.watch(b"\n\n")  # who reads along is at the event that was cut
                 again.watch = response.watch
             while self.to_say:
-                await self._pass(self.tap.add(self.to_say.pop(0)))
+                message, *self.to_say = self.to_say
+                await self._pass(self.tap.add(message))
             is_broken = await self._read(again, self._until_silent(again))
 
     def _can_go_on(self, is_broken: bool) -> bool:

@@ -22,6 +22,7 @@ from shadowcat.recorder import Recorder
 from shadowcat.replay import Cursor
 from shadowcat.responses import RelayResponse
 from shadowcat.sse import write_event
+from shadowcat.stream_names import minted
 from shadowcat.streams import LiveStreams
 from shadowcat.upstream import UpstreamResponse
 from shadowcat_stores import GET_STREAM, SessionStore, StoreError
@@ -79,7 +80,8 @@ class StreamResponse(LiveResponse):
         response: UpstreamResponse,
         body: AsyncIterator[bytes],
         streams: LiveStreams,
-        prime: bytes,
+        *,
+        polled: bool,
     ) -> None:
         """Begin.
 
@@ -89,14 +91,16 @@ class StreamResponse(LiveResponse):
             response: the upstream's response.
             body: its chunks.
             streams: where the stream is found meanwhile.
-            prime: what a client that has to wait for the first event gets; empty where it could not read it.
+            polled: whether a client that has to wait for the first event gets an id to come back with. An
+                event without data would be a broken message to clients of the revisions before 2025-11-25.
         """
         super().__init__(headers)
         self._stream = live
         self._response = response
         self._body = body
         self._streams = streams
-        self._prime = prime
+        self._polled = polled
+        self._timer: asyncio.TimerHandle | None = None
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Send it; return when the stream has ended."""
@@ -106,19 +110,28 @@ class StreamResponse(LiveResponse):
         live.attach(listener)
         if self._has_left:
             live.detach(listener)
-        timer = asyncio.get_running_loop().call_later(_SOON, self._settle_in)
+        if self._polled or self._streams.owners.id:
+            self._timer = asyncio.get_running_loop().call_later(_SOON, self._settle_in)
         try:
             await listener.begin(self._head)
+            # Nobody needs them any more, and the stream may last.
+            self.raw_headers = []
+            self._response.headers.clear()
             await live.run(self._response, self._body)
         finally:
-            timer.cancel()
+            if self._timer is not None:
+                self._timer.cancel()
             self._streams.discard(live)
             await self._response.aclose()
 
     def _settle_in(self) -> None:
-        self._streams.claim(self._stream)
-        if self._prime and self._stream.tap.position == 0 and self._listener is not None:
-            self._listener.send_beside(self._prime)
+        self._timer = None
+        live = self._stream
+        self._streams.claim(live)
+        if self._polled and live.tap.position == 0 and self._listener is not None:
+            prime = b"retry: %d\nid: %b\ndata:\n\n"
+            event_id = minted(live.name, 0).encode()
+            self._listener.send_beside(prime % (self._streams.settings.reconnect_after, event_id))
 
     def client_left(self) -> None:
         """Send nothing more, and let other replicas know who reads the stream: the client may come there."""

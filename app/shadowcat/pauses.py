@@ -16,6 +16,8 @@ LONGEST: Final = 5.0
 class Pauses:
     """The waits between attempts: each about twice the one before, and not for ever."""
 
+    __slots__ = ("_budget", "_next", "_since")
+
     def __init__(self, budget: float) -> None:
         self._budget = budget
         self.reset()

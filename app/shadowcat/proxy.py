@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import AsyncIterator
 from dataclasses import replace
 from http import HTTPStatus
 from typing import Final
 
-import anyio
 from starlette.responses import Response
 
 from shadowcat import protocol
@@ -32,11 +32,11 @@ from shadowcat.sessions import SessionManager, begins_session
 from shadowcat.settings import Settings
 from shadowcat.sse import CONTENT_TYPE
 from shadowcat.standing import remember, sets_standing_state
-from shadowcat.stream_names import answer_name, minted
+from shadowcat.stream_names import answer_name
 from shadowcat.streams import LiveStreams
 from shadowcat.tap import EventTap
 from shadowcat.upstream import Media, Upstream, UpstreamResponse
-from shadowcat.watch import ClientWatch
+from shadowcat.watch import ClientWatch, spared
 from shadowcat_stores import GET_STREAM, JsonRpcId, Session, StoreError
 
 logger = logging.getLogger("shadowcat")
@@ -84,36 +84,46 @@ class Proxy:
         if request.method == "POST":
             request.messages = read_envelopes(request.body)
         session = await self.sessions.resolve(request)
-        if session is None and not begins_session(request):
-            is_get = request.method == "GET"
-            return await (self._get_alone(request) if is_get else self.sessionless.forward(request, watch))
-        if session is not None and request.method == "GET" and self._recorder.enabled:
+        if session is None:
+            return await self._without_session(request, watch)
+        if request.method == "GET" and self._recorder.enabled:
             return await self._get(request, session)
         stream = None
-        if session is not None and self._recorder.enabled:
+        if self._recorder.enabled:
             # In revisions with sessions a client that is lost has cancelled nothing.
             watch.patience = self._settings.adopt_seconds if request.method == "POST" else 0.0
             asked = _asked(request)
             stream = answer_name(asked)
             self._recorder.client_sent(session.id, request.messages, stream if asked else None)
-            await self._recorder.settle()
+            if self._recorder.durable_first:
+                await self._recorder.settle()
         response = await self.upstream.open(prepare_request(request, session, self.upstream))
-        if session is not None and response.status in REFUSALS:
+        if response.status in REFUSALS:
             session, response = await self._unless_forgotten(session, request, response)
         try:
-            relay = None
-            if session is not None:
-                if response.media is Media.OTHER or self.sessions.has_news(session, request, response):
-                    # The upstream has processed it: that its client has left by now must not undo our part.
-                    with anyio.CancelScope(shield=True):
-                        await self._settle(session, request, response)
-                if sets_standing_state(request):
-                    limit = self._settings.max_message_bytes
-                    await remember(self.sessions, session, request, response, limit)
-            else:
-                stream = answer_name(_asked(request))
-                relay = Relay(response, reader_for(response, self._settings.max_message_bytes))
-                session = await self._begin(request, response, relay, stream)
+            if response.media is Media.OTHER or self.sessions.has_news(session, request, response):
+                # The upstream has processed it: that its client has left by now must not undo our part.
+                with spared():
+                    await self._settle(session, request, response)
+            if sets_standing_state(request):
+                limit = self._settings.max_message_bytes
+                await remember(self.sessions, session, request, response, limit)
+            return await self._respond(request, session, response, stream)
+        except BaseException:
+            await response.aclose()
+            raise
+
+    async def _without_session(self, request: ClientRequest, watch: ClientWatch) -> Response:
+        """Return what the upstream answers to a request that names no session, and may begin one."""
+        if request.method == "GET":
+            return await self._get_alone(request)
+        if not begins_session(request):
+            return await self.sessionless.forward(request, watch)
+        response = await self.upstream.open(prepare_request(request, None, self.upstream))
+        try:
+            stream = answer_name(_asked(request))
+            relay = Relay(response, reader_for(response, self._settings.max_message_bytes))
+            session = await self._begin(request, response, relay, stream)
             return await self._respond(request, session, response, stream, relay)
         except BaseException:
             await response.aclose()
@@ -220,7 +230,7 @@ class Proxy:
         self._gets.forget(session.id)
         live = self._streams.find(session.id, GET_STREAM)
         if live is not None:
-            live.to_say += notifications
+            live.to_say = [*live.to_say, *notifications]
 
     async def _begin(
         self, request: ClientRequest, response: UpstreamResponse, relay: Relay, stream: str
@@ -232,7 +242,7 @@ class Proxy:
         if response.status >= 300:
             self._hint(response)
         answer = await relay.hold_until_answer(request.messages[0], self._settings.max_message_bytes)
-        with anyio.CancelScope(shield=True):
+        with spared():
             session = await self.sessions.begin(request, response, answer)
         if session is None or not self._recorder.enabled:
             relay.reader = None
@@ -265,58 +275,68 @@ class Proxy:
         relay: Relay | None = None,
     ) -> Response:
         headers = response_headers(response.headers, session, self._settings)
+        is_recorded = session is not None and stream is not None and self._recorder.enabled
         limit = self._settings.max_message_bytes
-        if relay is None:
-            is_recorded = session is not None and stream is not None
-            if response.media is not Media.SSE and (whole := response.take_whole()) is not None:
-                if session is not None and stream is not None:
-                    await self._recorder.pass_on(session.id, read_whole(response, whole, limit), None)
-                return WholeResponse(response.status, headers, whole)
-            relay = Relay(response, reader_for(response, limit) if is_recorded else None)
+        is_answer = response.media is Media.SSE and not response.content_encoding and request.method == "POST"
+        whole = response.take_whole() if relay is None else None
+        if session is not None and stream is not None and is_recorded and is_answer:
+            return await self._live(request, session, response, stream, headers, relay, whole)
+        if whole is not None:
+            if session is not None and is_recorded:
+                name = None if response.media is Media.JSON else stream
+                await self._recorder.pass_on(session.id, read_whole(response, whole, limit), name)
+            return WholeResponse(response.status, headers, whole)
+        relay = relay or Relay(response, reader_for(response, limit) if is_recorded else None)
         if session is None or relay.reader is None or stream is None:
             body = relay.body()
-        elif response.media is Media.SSE and not response.content_encoding and request.method == "POST":
-            return self._live(request, session, response, relay, stream, headers)
         else:
             body = relay.recorded(self._recorder, session.id, stream)
         is_recorded = session is not None and relay.reader is not None and response.media is Media.JSON
         close = self._streams.counted(response)
         return RelayResponse(response.status, headers, body, close, is_recorded_whole=is_recorded)
 
-    def _live(
+    async def _live(
         self,
         request: ClientRequest,
         session: Session,
         response: UpstreamResponse,
-        relay: Relay,
         stream: str,
         headers: Headers,
-    ) -> RelayResponse:
-        """Return the stream that answers the request, as one that outlives the client's connection."""
+        relay: Relay | None,
+        whole: bytes | None,
+    ) -> Response:
+        """Return the stream that answers the request, as one that outlives the client's connection; or whole,
+        where it has come whole: it need not outlive anything then."""
         settings = self._settings
-        polled = protocol.is_polled(session.protocol_version)
         asked = _asked(request)
+        headers = [pair for pair in headers if pair[0] != b"content-length"]
+        tap = EventTap(stream, settings.max_message_bytes, asked)
+        if whole is not None:
+            taken = tap.feed(whole)
+            if not tap.unanswered:
+                await self._recorder.pass_on(session.id, taken.arrivals, stream)
+                return WholeResponse(response.status, headers, taken.data)
+            tap = EventTap(stream, settings.max_message_bytes, asked)
+            body = _once(whole)
+        else:
+            body = aiter(response) if relay is None else relay.body()
+        polled = protocol.is_polled(session.protocol_version)
         # What opens it again needs who asked only: the message would lie in memory for as long as it lasts.
         request.body, request.messages = b"", []
         live = LiveStream(
             session.id,
             stream,
-            EventTap(stream, settings.max_message_bytes, asked),
+            tap,
             self._reopening(request, session),
             self._recorder,
             settings,
             polled=polled,
         )
-        # An event without data would be a broken message to clients of the revisions before.
-        prime = b"retry: %d\nid: %b\ndata:\n\n" % (settings.reconnect_after, minted(stream, 0).encode())
-        return StreamResponse(
-            [pair for pair in headers if pair[0] != b"content-length"],
-            live,
-            response,
-            relay.body(),
-            self._streams,
-            prime if polled else b"",
-        )
+        return StreamResponse(headers, live, response, body, self._streams, polled=polled)
+
+
+async def _once(body: bytes) -> AsyncIterator[bytes]:
+    yield body
 
 
 def _asked(request: ClientRequest) -> list[JsonRpcId]:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import zlib
-from dataclasses import dataclass
 from typing import Final, Protocol
+
+import msgspec
 
 from shadowcat.envelope import read_server_messages
 from shadowcat.sse import SSEBlock, SSEFramer
@@ -15,8 +16,7 @@ LONGEST_ID: Final = 1024
 """Characters of an event id or type in the tape; the bounds of tapes count the messages only."""
 
 
-@dataclass(slots=True)
-class Arrival:
+class Arrival(msgspec.Struct):
     """Messages that arrived together: an SSE event's, or a plain body's."""
 
     messages: list[MessageEnvelope]
@@ -24,6 +24,34 @@ class Arrival:
     """Which event of its stream: 1, 2, 3 …; 0 for a plain body."""
     event: str | None = None
     event_id: str | None = None
+
+
+class Notice(msgspec.Struct):
+    """An event with a single message, which is neither a request nor an answer. It is read when it is written
+    to the tape: of a flood, most of it would be out of the window by then."""
+
+    raw: bytes
+    position: int
+    event: str | None
+    event_id: str | None
+
+    @property
+    def message(self) -> MessageEnvelope:
+        """What it says."""
+        (message,) = read_server_messages(self.raw)
+        return message
+
+
+_TELLING: Final = (b'"id"', b'"result"', b'"error"', b"\\u")
+"""What a request or an answer has in it: a member of that name, or one whose name is written in escapes."""
+
+
+def may_matter(data: bytes) -> bool:
+    """Return whether there may be a request or an answer in the data of one event or several."""
+    for telling in _TELLING:  # noqa: SIM110 - a generator costs more than the search
+        if telling in data:
+            return True
+    return False
 
 
 class Reader(Protocol):

@@ -14,7 +14,7 @@ import msgspec
 
 from shadowcat.ambient import AmbientSessions, is_ambient
 from shadowcat.counters import Counters
-from shadowcat.readers import Arrival
+from shadowcat.readers import Arrival, Notice
 from shadowcat.settings import Settings
 from shadowcat.turns import Turns
 from shadowcat_stores import Direction, Frame, MessageEnvelope, SessionStore, StoreError
@@ -30,6 +30,42 @@ _AWAITED: Final = frozenset({"request", "response", "error"})
 """What a client acts on: its next request may come to another replica."""
 
 
+class _Waiting(msgspec.Struct):
+    """A frame on its way to the store."""
+
+    number: int
+    """Which one it is of all that were recorded."""
+    size: int
+    frame: Frame
+    """Without its message, where that is not read yet."""
+    notice: Notice | None
+
+    @property
+    def event_id(self) -> str | None:
+        return self.frame.event_id if self.notice is None else self.notice.event_id
+
+    def whole(self) -> Frame:
+        """Return the frame, with its message."""
+        notice = self.notice
+        if notice is None:
+            return self.frame
+        unread = self.frame
+        return Frame(
+            session_id=unread.session_id,
+            direction=unread.direction,
+            envelope=notice.message,
+            at=unread.at,
+            stream=unread.stream,
+            position=notice.position,
+            event=notice.event,
+            event_id=notice.event_id,
+            token=unread.token,
+        )
+
+
+_NOT_READ: Final = MessageEnvelope(b"", "other")
+
+
 class Recorder:
     """The one writer of frames in this process.
 
@@ -37,7 +73,8 @@ class Recorder:
     seconds, and at once where other replicas record the session as well: the client's next request may be
     theirs, and must not come before ours on the tape. While the store does not take it, frames wait within
     `record_queue_bytes`; beyond that new ones are dropped, counted and logged, the tape gets a frame of kind
-    `gap` in their place, and the traffic goes on.
+    `gap` in their place, and the traffic goes on. Frames that newer ones have pushed out of the window while
+    they waited are not written: the store would let them go at once.
     """
 
     def __init__(self, store: SessionStore, settings: Settings, counters: Counters) -> None:
@@ -50,12 +87,14 @@ class Recorder:
         self._timeout = settings.store_timeout
         self._counters = counters
         self._clock = store.clock
-        self._waiting: list[Frame] = []
+        self._waiting: list[_Waiting] = []
         self._waiting_bytes = 0
+        self._unseen = 0
+        """How many of those that wait were not held against the window."""
         self._recorded = 0
         """How many frames have ever been recorded, in their order."""
         self._written = 0
-        """How many of them do not wait any more."""
+        """How many of them do not wait any more: up to here, none does."""
         self._progress = asyncio.Event()
         self._dropped: Counter[str] = Counter()
         self._failing = False
@@ -76,23 +115,27 @@ class Recorder:
         self, session_id: str, messages: Sequence[MessageEnvelope], stream: str | None = None
     ) -> None:
         """Record what the client sent, to be answered on the stream."""
-        self._record(session_id, "client", Arrival(list(messages)), stream)
+        self._record(session_id, "client", (Arrival(list(messages)),), stream)
 
     def server_sent(
-        self, session_id: str, arrivals: Sequence[Arrival], stream: str | None = None, token: int = 0
+        self, session_id: str, arrivals: Sequence[Arrival | Notice], stream: str | None = None, token: int = 0
     ) -> None:
         """Record what the server sent on the stream as its owner, or in a plain body."""
-        for arrival in arrivals:
-            self._record(session_id, "server", arrival, stream, token)
+        self._record(session_id, "server", arrivals, stream, token)
 
     async def pass_on(
-        self, session_id: str, arrivals: Sequence[Arrival], stream: str | None, token: int = 0
+        self, session_id: str, arrivals: Sequence[Arrival | Notice], stream: str | None, token: int = 0
     ) -> None:
         """Record what the server sent, and return when it may go on."""
         if arrivals:
             self.server_sent(session_id, arrivals, stream, token)
             if self.durable_first or self._turns is not None:
-                awaited = any(message.kind in _AWAITED for each in arrivals for message in each.messages)
+                awaited = any(
+                    message.kind in _AWAITED
+                    for each in arrivals
+                    if isinstance(each, Arrival)
+                    for message in each.messages
+                )
                 await self.settle(ends_turn_of=session_id if awaited else None)
 
     def holds(self, session_id: str) -> bool:
@@ -103,9 +146,8 @@ class Recorder:
         """
         if not self.enabled:
             return False
-        if self._turns is None or is_ambient(session_id):
-            return self.durable_first
-        return self.durable_first or not self._turns.is_alone(session_id)
+        is_alone = self._turns is None or is_ambient(session_id) or self._turns.is_alone(session_id)
+        return self.durable_first or not is_alone
 
     async def settle(self, ends_turn_of: str | None = None) -> None:
         """Return when what was recorded may be forwarded: at once, unless it is to be in the store before.
@@ -128,20 +170,32 @@ class Recorder:
             self._fails(f"it did not answer within {self._timeout:g} s")
 
     def _record(
-        self, session_id: str, direction: Direction, arrival: Arrival, stream: str | None, token: int = 0
+        self,
+        session_id: str,
+        direction: Direction,
+        arrivals: Sequence[Arrival | Notice],
+        stream: str | None,
+        token: int = 0,
     ) -> None:
         if not self.enabled:
             return
         now = self._clock()
-        for envelope in arrival.messages:
-            size = len(envelope.raw) + _FRAME_OVERHEAD
-            if self._waiting_bytes + size > self._room:
-                self._drop(session_id)
+        unread: Frame | None = None
+        for arrival in arrivals:
+            if isinstance(arrival, Notice):
+                if unread is None:
+                    unread = Frame(
+                        session_id=session_id,
+                        direction=direction,
+                        envelope=_NOT_READ,
+                        at=now,
+                        stream=stream,
+                        token=token,
+                    )
+                self._add(unread, len(arrival.raw), arrival)
                 continue
-            if session_id in self._dropped:
-                self._mark_gap(session_id)
-            self._wait(
-                Frame(
+            for envelope in arrival.messages:
+                frame = Frame(
                     session_id=session_id,
                     direction=direction,
                     envelope=envelope,
@@ -151,11 +205,22 @@ class Recorder:
                     event=arrival.event,
                     event_id=arrival.event_id,
                     token=token,
-                ),
-                size,
-            )
+                )
+                self._add(frame, len(envelope.raw))
         if self._timer is None:
             self._set_timer()
+
+    def _add(self, frame: Frame, length: int, notice: Notice | None = None) -> None:
+        """Let the frame wait, if there is room for it."""
+        size = length + _FRAME_OVERHEAD
+        if self._waiting_bytes + size > self._room:
+            self._leave_out_old()
+            if self._waiting_bytes + size > self._room:
+                self._drop(frame.session_id)
+                return
+        if self._dropped and frame.session_id in self._dropped:
+            self._mark_gap(frame.session_id)
+        self._wait(frame, size, notice)
 
     def _set_timer(self) -> None:
         delay = _RETRY_EVERY if self._failing else self._interval
@@ -166,10 +231,39 @@ class Recorder:
             self._timer.cancel()
             self._timer = None
 
-    def _wait(self, frame: Frame, size: int) -> None:
-        self._waiting.append(frame)
-        self._waiting_bytes += size
+    def _wait(self, frame: Frame, size: int, notice: Notice | None = None) -> None:
         self._recorded += 1
+        self._waiting.append(_Waiting(self._recorded, size, frame, notice))
+        self._waiting_bytes += size
+        self._unseen += 1
+
+    def _leave_out_old(self) -> None:
+        """Let those go that newer ones would push out of the window as soon as they are written.
+
+        Newer ones of the same stream under the same claim: the store takes all of these, or none.
+        """
+        keep, waiting = self._keep, self._waiting
+        if keep is None or keep.frames is None or keep.bytes is None or 2 * self._unseen < len(waiting):
+            return
+        self._unseen = 0
+        newer: dict[tuple[str, str | None, int], tuple[int, int, bool]] = {}
+        kept: list[_Waiting] = []
+        for each in reversed(waiting):
+            frame = each.frame
+            stream = (frame.session_id, frame.stream, frame.token)
+            count, length, has_id = newer.get(stream, (0, 0, False))
+            length += each.size - _FRAME_OVERHEAD
+            is_out = count > 0 and (count >= keep.frames or length > keep.bytes)
+            # The store remembers the last id of a stream also where its frame is gone.
+            is_last_id = not has_id and each.event_id is not None
+            newer[stream] = count + 1, length, has_id or is_last_id
+            if is_out and not is_last_id:
+                self._waiting_bytes -= each.size
+            else:
+                kept.append(each)
+        kept.reverse()
+        self._counters.frames_outrun += len(waiting) - len(kept)
+        self._waiting = kept
 
     def _drop(self, session_id: str) -> None:
         self._counters.frames_dropped += 1
@@ -231,18 +325,21 @@ class Recorder:
 
     async def _begin_write(self) -> bool:
         self._mark_gaps()
-        if not await self._write():
+        if self._waiting and not await self._write():
             return False
         self._mark_gaps()
         return True
 
     async def _write(self) -> bool:
+        if len(self._waiting) > self._most:
+            self._leave_out_old()
         batch, self._waiting = self._waiting[: self._most], self._waiting[self._most :]
+        frames = [each.whole() for each in batch]
         try:
             # Not cancelled half way: nobody would know whether these frames are in the store.
             with anyio.CancelScope(shield=True):
-                await self.ambient.prepare(batch)
-                seqs = await self._store.add_frames(batch, keep=self._keep)
+                await self.ambient.prepare(frames)
+                seqs = await self._store.add_frames(frames, keep=self._keep)
         except StoreError as exc:
             self._waiting = batch + self._waiting
             self._fails(str(exc))
@@ -256,16 +353,16 @@ class Recorder:
         self._most = min(2 * self._most, _BATCH_FRAMES)
         self._wait_no_more(batch)
         if self._turns is not None:
-            self._turns.wrote(batch, seqs)
+            self._turns.wrote(frames, seqs)
         if 0 in seqs:
-            self.ambient.wrote(batch, seqs)
+            self.ambient.wrote(frames, seqs)
         # What was not stored belonged to a session that ended meanwhile.
         self._counters.frames_recorded += sum(1 for seq in seqs if seq)
         return True
 
-    def _wait_no_more(self, batch: list[Frame]) -> None:
-        self._waiting_bytes -= _size(batch)
-        self._written += len(batch)
+    def _wait_no_more(self, batch: list[_Waiting]) -> None:
+        self._waiting_bytes -= sum(each.size for each in batch)
+        self._written = batch[-1].number
         self._tell()
 
     def _tell(self) -> None:
@@ -278,7 +375,7 @@ class Recorder:
         self._failing = True
         self._tell()
 
-    def _refused(self, batch: list[Frame], error: Exception) -> None:
+    def _refused(self, batch: list[_Waiting], error: Exception) -> None:
         """Halve the batch until the frame is found that is at fault, and leave that one out."""
         if len(batch) > 1:
             self._waiting = batch + self._waiting
@@ -286,7 +383,7 @@ class Recorder:
             return
         self._wait_no_more(batch)
         self._counters.frames_dropped += 1
-        self._dropped[batch[0].session_id] += 1
+        self._dropped[batch[0].frame.session_id] += 1
         logger.error("a frame that cannot be stored is dropped from its tape: %r", error)
 
     async def _run(self) -> None:
@@ -301,7 +398,3 @@ class Recorder:
                 self._due.set()
             elif self._waiting:
                 self._set_timer()
-
-
-def _size(frames: Sequence[Frame]) -> int:
-    return sum(len(frame.envelope.raw) + _FRAME_OVERHEAD for frame in frames)

@@ -14,6 +14,7 @@ from shadowcat.inbound import ClientRequest
 from shadowcat.readers import reader_for
 from shadowcat.sse import CONTENT_TYPE
 from shadowcat.upstream import CLOSE_TIMEOUT, OutboundRequest, Upstream, UpstreamResponse
+from shadowcat.watch import spared
 from shadowcat_stores import MessageEnvelope
 
 # What the client said of its own request. The rest says who it is, and goes along.
@@ -101,7 +102,7 @@ class Recovery:
 
     async def end(self, session_id: str) -> None:
         """End an upstream session that nobody is going to use. Not cancelled; no failure is told."""
-        with anyio.CancelScope(shield=True), anyio.move_on_after(CLOSE_TIMEOUT):
+        with spared(), anyio.move_on_after(CLOSE_TIMEOUT):
             outbound = OutboundRequest("DELETE", self._of(session_id), b"", self._query, "recover")
             try:
                 response = await self._upstream.open(outbound)

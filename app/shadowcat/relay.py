@@ -45,8 +45,11 @@ class Relay:
                 break
         return None
 
-    async def body(self) -> AsyncGenerator[bytes, None]:
+    def body(self) -> AsyncGenerator[bytes, None]:
         """Iterate over all chunks."""
+        return self._all() if self._held or self._ended else self._chunks
+
+    async def _all(self) -> AsyncGenerator[bytes, None]:
         for chunk in self._held:
             yield chunk
         self._held.clear()

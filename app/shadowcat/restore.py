@@ -33,6 +33,7 @@ from shadowcat.sessions import SessionManager, is_initialize, read_result
 from shadowcat.settings import Settings
 from shadowcat.standing import standing_state
 from shadowcat.upstream import Upstream, UpstreamResponse
+from shadowcat.watch import spared
 from shadowcat_stores import MessageEnvelope, Session
 
 logger = logging.getLogger("shadowcat.sessions")
@@ -154,7 +155,7 @@ class Restorer:
                 return current
             return await self._restore(current, request)
         finally:
-            with anyio.CancelScope(shield=True):
+            with spared():
                 await self._owners.release(session.id, _CLAIM, token)
 
     async def _restore(self, session: Session, request: ClientRequest) -> Session | None:
@@ -231,7 +232,7 @@ class Restorer:
                 return current
             return msgspec.structs.replace(current, upstream_session_id=begun)
 
-        with anyio.CancelScope(shield=True):
+        with spared():
             swapped = await self._sessions.update(session, change)
         if swapped is None:
             raise SessionUnknown
@@ -244,7 +245,7 @@ class Restorer:
 
     async def _give_up(self, session: Session, reason: str) -> NoReturn:
         logger.warning("session %s: the upstream had forgotten it, and it has ended: %s", session.id, reason)
-        with anyio.CancelScope(shield=True):
+        with spared():
             await self._sessions.end(session.id)
         raise SessionUnknown
 

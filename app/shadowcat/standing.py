@@ -6,7 +6,6 @@ import logging
 from collections.abc import Callable, Iterator
 from typing import Final
 
-import anyio
 import msgspec
 
 from shadowcat.errors import StoreDown
@@ -14,6 +13,7 @@ from shadowcat.inbound import ClientRequest
 from shadowcat.readers import Arrival, reader_for
 from shadowcat.sessions import SessionManager
 from shadowcat.upstream import Media, UpstreamResponse
+from shadowcat.watch import spared
 from shadowcat_stores import Session
 
 logger = logging.getLogger("shadowcat.sessions")
@@ -87,7 +87,7 @@ def standing_state(session: Session) -> Iterator[tuple[str, bytes]]:
 
 async def _store(sessions: SessionManager, session: Session, change: Change) -> None:
     # The upstream has set it: that its client has left by now, or the store, must not undo the answer.
-    with anyio.CancelScope(shield=True):
+    with spared():
         try:
             await sessions.update(session, change)
         except StoreDown as exc:

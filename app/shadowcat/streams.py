@@ -124,7 +124,7 @@ class LiveStreams:
         token = await self._claimed(stream.session_id, stream.name)
         if token is None:
             stream.drop()
-        elif stream.over.is_set():
+        elif stream.over.is_set:
             await self.owners.release(stream.session_id, stream.name, token)
         else:
             stream.token = token

@@ -4,25 +4,27 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Iterable
-from dataclasses import dataclass, field
 from typing import Final
 
-from shadowcat.readers import Arrival, messages_of, short
-from shadowcat.sse import SSEBlock, SSEFramer, with_id, write_event
+import msgspec
+
+from shadowcat.envelope import read_server_messages
+from shadowcat.readers import Arrival, Notice, may_matter, messages_of, short
+from shadowcat.sse import SSEBlock, SSEFramer, SSERun, with_id, write_event
 from shadowcat.stream_names import minted
-from shadowcat_stores import JsonRpcId
+from shadowcat_stores import JsonRpcId, MessageEnvelope
 
 _REMEMBERED: Final = 256
 """Ids of the upstream's newest events: a stream that is opened again may begin before its cursor."""
+_NONE: Final[frozenset[str]] = frozenset()
 
 
-@dataclass(slots=True)
-class Taken:
+class Taken(msgspec.Struct):
     """What some bytes of the upstream's brought."""
 
     data: bytes
     """What the client is sent for them."""
-    arrivals: list[Arrival] = field(default_factory=list)
+    arrivals: list[Arrival | Notice]
     """What the tape gets."""
 
 
@@ -32,6 +34,11 @@ class EventTap:
     Events go on as they came, an id being added where there is none. An event that is cut by the end of a
     connection is none; one whose id was seen on an earlier connection is left out.
     """
+
+    __slots__ = (
+        "_earlier", "_explicit", "_framer", "_limit", "_seen", "has_unread", "last_id", "name", "position",
+        "retry", "unanswered", "upstream_id",
+    )  # fmt: skip
 
     def __init__(
         self,
@@ -67,8 +74,9 @@ class EventTap:
         self._limit = limit
         self._explicit = explicit
         self._framer = SSEFramer(limit)
-        self._seen: deque[str] = deque(maxlen=_REMEMBERED)
-        self._earlier: frozenset[str] = frozenset()
+        self._seen: deque[str] | None = None
+        """The upstream's newest ids, where it gives any."""
+        self._earlier = _NONE
 
     @property
     def newest(self) -> tuple[int, str | None]:
@@ -82,22 +90,45 @@ class EventTap:
 
     def feed(self, chunk: bytes) -> Taken:
         """Return what this chunk completes."""
-        taken = Taken(b"")
-        parts = [self._pass(block, taken.arrivals) for block in self._framer.feed(chunk)]
-        taken.data = parts[0] if len(parts) == 1 else b"".join(parts)
-        return taken
+        run = self._framer.feed_run(chunk)
+        if run is not None:
+            return self._pass_run(run)
+        arrivals: list[Arrival | Notice] = []
+        parts = [self._pass(block, arrivals) for block in self._framer.feed(chunk)]
+        return Taken(parts[0] if len(parts) == 1 else b"".join(parts), arrivals)
 
     def reconnect(self) -> None:
         """Forget the event that was cut: the upstream is connected anew."""
         self._framer = SSEFramer(self._limit)
-        self._earlier = frozenset(self._seen)
+        self._earlier = frozenset(self._seen or ())
 
     def add(self, message: bytes) -> Taken:
         """Return an event of our own, which has the next number."""
-        arrivals: list[Arrival] = []
+        arrivals: list[Arrival | Notice] = []
         return Taken(self._pass(SSEBlock(write_event(message), message), arrivals), arrivals)
 
-    def _pass(self, block: SSEBlock, arrivals: list[Arrival]) -> bytes:
+    def _pass_run(self, run: SSERun) -> Taken:
+        shape, number, name = run.shape, self.position, self.name
+        before = b"id: %b-%%d\n%b" % (name.encode(), shape.before.replace(b"%", b"%%"))
+        event, after = short(shape.event), shape.after
+        parts: list[bytes] = []
+        arrivals: list[Arrival | Notice] = []
+        has_news = len(run.data) == 1 or may_matter(after.join(run.data))
+        for data in run.data:
+            number += 1
+            parts += (before % number, data, after)
+            event_id = minted(name, number) if self._explicit else None
+            if has_news and may_matter(data):
+                messages = read_server_messages(data)
+                self._take_answers(messages)
+                arrivals.append(Arrival(messages, number, event, event_id))
+            else:
+                arrivals.append(Notice(data, number, event, event_id))
+        self.position = number
+        self.last_id = minted(name, number)
+        return Taken(b"".join(parts), arrivals)
+
+    def _pass(self, block: SSEBlock, arrivals: list[Arrival | Notice]) -> bytes:
         if block.retry is not None:
             self.retry = block.retry
         given = short(block.id) or None
@@ -105,17 +136,23 @@ class EventTap:
             if given in self._earlier:
                 return b""
             self.upstream_id = given
+            if self._seen is None:
+                self._seen = deque(maxlen=_REMEMBERED)
             self._seen.append(given)
         if block.data is None and not block.unread:
             return block.raw
         self.position += 1
         self.has_unread |= block.unread
-        own = minted(self.name, self.position)
-        self.last_id = given or own
+        self.last_id = given or minted(self.name, self.position)
         messages = messages_of(block)
+        self._take_answers(messages)
+        event_id = self.last_id if self._explicit else given
+        arrivals.append(Arrival(messages, self.position, short(block.event), event_id))
+        if block.id or block.unread:
+            return block.raw
+        return with_id(block.raw, minted(self.name, self.position))
+
+    def _take_answers(self, messages: list[MessageEnvelope]) -> None:
         for each in messages:
             if each.kind in ("response", "error"):
                 self.unanswered -= {each.id, None}
-        event_id = self.last_id if self._explicit else given
-        arrivals.append(Arrival(messages, self.position, short(block.event), event_id))
-        return block.raw if block.id or block.unread else with_id(block.raw, own)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncGenerator, Awaitable, Callable
 from copy import copy
 from dataclasses import dataclass
 from enum import Enum
@@ -27,6 +27,7 @@ from shadowcat.errors import (
 from shadowcat.headers import Headers, media_type, unsendable
 from shadowcat.settings import Settings
 from shadowcat.transports import Exchange, HTTP1Transport
+from shadowcat.watch import spared
 
 CLOSE_TIMEOUT: Final = 5.0
 """Seconds that closing an upstream stream may take."""
@@ -72,11 +73,13 @@ class UpstreamResponse:
 
     def __init__(self, status: int, headers: Headers, stream: httpx2.AsyncByteStream) -> None:
         self.status = status
-        self.headers: Headers = [(name.lower(), value) for name, value in headers]
-        found = dict(self.headers)
+        # In place: who has parsed them holds them for as long as the stream lasts.
+        headers[:] = [(name.lower(), value) for name, value in headers]
+        self.headers = headers
+        found = dict(headers)
         if b"transfer-encoding" in found:
             # Where both came, this one did not count: https://www.rfc-editor.org/rfc/rfc9112#section-6.3
-            self.headers = [pair for pair in self.headers if pair[0] != b"content-length"]
+            headers[:] = [pair for pair in headers if pair[0] != b"content-length"]
         self._stream = stream
         self._chunks = aiter(stream)
         self._peeked: list[bytes] = []
@@ -92,7 +95,7 @@ class UpstreamResponse:
         """Return the answer to a message that needs to go nowhere any more."""
         return cls(202, [(b"content-length", b"0")], httpx2.ByteStream(b""))
 
-    async def __aiter__(self) -> AsyncIterator[bytes]:
+    async def __aiter__(self) -> AsyncGenerator[bytes, None]:
         for chunk in self._peeked:
             yield chunk
         try:
@@ -138,7 +141,7 @@ class UpstreamResponse:
         if self._is_read:  # there is nothing to wait for, and a guarded wait costs 10 µs
             await self._stream.aclose()
             return
-        with anyio.CancelScope(shield=True), anyio.move_on_after(CLOSE_TIMEOUT):
+        with spared(), anyio.move_on_after(CLOSE_TIMEOUT):
             await self._stream.aclose()
 
 

@@ -211,7 +211,7 @@ async def test_a_replica_that_was_silent_claims_its_streams_again(
                 await told.streams[0].end_stream()
                 assert numbers(await events.rest())[-1] == "done"
             assert "silent for too long" in caplog.text
-            assert stream.over.is_set()
+            assert stream.over.is_set
 
 
 async def _never() -> None:

@@ -14,8 +14,6 @@ import logging
 from dataclasses import replace
 from urllib.parse import parse_qs
 
-import anyio
-
 from shadowcat.counters import Counters
 from shadowcat.envelope import cancelled_id, read_envelopes
 from shadowcat.eras.endpoint_stream import SESSION_PARAMETER, EndpointResponse
@@ -28,7 +26,7 @@ from shadowcat.sessions import SessionManager, is_initialize, with_offer
 from shadowcat.settings import Settings
 from shadowcat.streams import LiveStreams
 from shadowcat.upstream import Upstream, UpstreamResponse
-from shadowcat.watch import ClientWatch
+from shadowcat.watch import ClientWatch, spared
 from shadowcat_stores import GET_STREAM, JsonRpcId, Session
 
 logger = logging.getLogger("shadowcat.eras")
@@ -96,7 +94,7 @@ class HTTPSSE:
             elif stream is not None:
                 stream.forget(_cancelled(request))
         try:
-            with anyio.CancelScope(shield=True):
+            with spared():
                 await self._settle(session, request, response)
         except BaseException:
             await response.aclose()
