@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import logging
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from http import HTTPStatus
 from typing import Final
@@ -33,12 +33,12 @@ from shadowcat.wellknown import AUTHORIZATION_SERVER, PROTECTED_RESOURCE, Addres
 logger = logging.getLogger("shadowcat")
 
 _DOCUMENT: Final = ("GET", "OPTIONS")
+_ANY: Final = ("GET", "POST", "OPTIONS")
 _LONGEST: Final = 256 * 1024
 """Bytes of a document that is read: a longer one is none, and passes as it is."""
 _STOPPED: Final = AmbiguousDelivery(
     "The proxy was stopped before the MCP server answered. It may have processed the request."
 )
-CHALLENGES: Final = frozenset({HTTPStatus.UNAUTHORIZED, HTTPStatus.FORBIDDEN})
 _HOST: Final = re.compile(r"[\w.-]+(:\d+)?|\[[0-9a-fA-F:.]+\](:\d+)?", re.ASCII)
 _ROOT: Final = "/mcp"
 """The MCP path whose server the paths without a name are of."""
@@ -66,11 +66,13 @@ class ProtectedResource:
             host = (request.header(b"host") or b"").decode("latin-1")
             base = f"{request.scheme}://{host if _HOST.fullmatch(host) else request.server}"
             base += scope.get("root_path", "").rstrip("/")
-        return Addresses(base, path, self.upstream.url)
+        return Addresses(base, path, self.upstream.url, endpoints(self.settings))
 
     def challenge(self, scope: Scope, request: ClientRequest, headers: Headers) -> Headers:
         """Return the headers of a 401 or 403 with the metadata where the client can have it."""
         path = scope["path"].removeprefix(scope.get("root_path", ""))
+        if path.endswith("/messages"):  # what the client dialled is where its stream is
+            path = path.removesuffix("/messages") + "/sse"
         addresses = self.addresses(scope, request, path)
         self._target = addresses.metadata_target(headers) or self._target
         return addresses.challenge(headers) if self.settings.auth_resource == "proxy" else headers
@@ -200,7 +202,13 @@ def auth_routes(service: Service, resource: ProtectedResource, paths: Sequence[s
         for path in paths
         for at in (metadata_path(path), *((PROTECTED_RESOURCE,) if path == _ROOT else ()))
     ]
-    if _ROOT in paths and service.settings.auth_endpoints:
-        for at, methods in AUTHORIZATION_SERVER.items():
+    if _ROOT in paths:
+        for at, methods in endpoints(service.settings).items():
             routes.append(Route(at, AuthEndpoint(service, resource, _ROOT, at), methods=methods))
     return routes
+
+
+def endpoints(settings: Settings) -> Mapping[str, Sequence[str]]:
+    """Return the paths at the origin of a server that is its own authorization server, with their methods."""
+    known = AUTHORIZATION_SERVER if settings.auth_endpoints else {}
+    return {**dict.fromkeys(settings.auth_paths, _ANY), **known}

@@ -49,6 +49,7 @@ def main() -> None:
     "--tape", type=click.Choice(["off", "window", "full"]), help="What is recorded of each session."
 )
 @click.option("--transport", type=click.Choice(["http1", "httpx2"]), help="How upstreams are reached.")
+@click.option("--root-path", metavar="PATH", help="Path that a proxy in front takes off, such as /tools.")
 @click.option("--workers", type=click.IntRange(min=1), help="Processes that serve. [default: 1]")
 @click.option("--config", type=click.Path(dir_okay=False), metavar="FILE", help="TOML file with settings.")
 def serve(upstreams: tuple[str, ...], host: str, port: int, **options: str | int | None) -> None:
@@ -73,12 +74,12 @@ def serve(upstreams: tuple[str, ...], host: str, port: int, **options: str | int
         click.echo(lines, err=True)
 
     if deployment.workers == 1:
-        raise SystemExit(Server(app, announce).work(sockets))
+        raise SystemExit(Server(app, announce, deployment.root_path).work(sockets))
     logging.config.dictConfig(LOGGING)
 
     def work(link: socket.socket) -> int:
         # An app of its own: stores tell their objects apart by what they choose when they are made.
-        return Worker(app_of(deployment), link).work(sockets)
+        return Worker(app_of(deployment), link, deployment.root_path).work(sockets)
 
     raise SystemExit(Workers(deployment.workers, work, announce).run())
 

@@ -12,7 +12,7 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import PlainTextResponse, Response
 from starlette.types import Receive, Scope, Send
 
-from shadowcat.auth_endpoints import CHALLENGES, ProtectedResource
+from shadowcat.auth_endpoints import ProtectedResource
 from shadowcat.errors import (
     AmbiguousDelivery,
     NotStarted,
@@ -23,6 +23,7 @@ from shadowcat.errors import (
 )
 from shadowcat.inbound import ClientRequest
 from shadowcat.live_responses import LiveResponse
+from shadowcat.protocol import CHALLENGES
 from shadowcat.responses import RelayResponse, error_response, problem_response
 from shadowcat.service import Service
 from shadowcat.upstream import Upstream

@@ -107,14 +107,15 @@ def _routes(service: Service) -> list[Route]:
         resource = ProtectedResource(proxy.upstream, service.settings)
         endpoint = MCPEndpoint(service, proxy, resource)
         messages = MCPEndpoint(service, proxy.http_sse, resource)
-        paths = service.paths(name)
-        for path in paths:
-            beside = path.removesuffix("/mcp")
-            routes.append(Route(f"{beside}/sse", endpoint, methods=METHODS))
-            routes.append(Route(f"{beside}/messages", messages, methods=("POST", "OPTIONS")))
+        mcp = service.paths(name)
+        sse = [path.removesuffix("/mcp") + "/sse" for path in mcp]
+        for path in sse:
+            at = path.removesuffix("/sse") + "/messages"
+            routes.append(Route(path, endpoint, methods=METHODS))
+            routes.append(Route(at, messages, methods=("POST", "OPTIONS")))
         # The hot path first: routes are tried in order.
-        routes[:0] = [Route(path, endpoint, methods=METHODS) for path in paths]
-        routes += auth_routes(service, resource, paths)
+        routes[:0] = [Route(path, endpoint, methods=METHODS) for path in mcp]
+        routes += auth_routes(service, resource, [*mcp, *sse])
     return routes
 
 

@@ -203,6 +203,17 @@ class ClientRequest:
                 return
 
 
+def is_initialize(request: ClientRequest) -> bool:
+    """Return whether the request is the handshake's first."""
+    messages = request.messages
+    return len(messages) == 1 and messages[0].kind == "request" and messages[0].method == "initialize"
+
+
+def begins_session(request: ClientRequest) -> bool:
+    """Return whether the request begins a session where it names none."""
+    return is_initialize(request) and not protocol.is_stateless(request.protocol_version)
+
+
 @lru_cache(1024)
 def _hostname(url: str) -> str:
     try:

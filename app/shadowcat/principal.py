@@ -14,10 +14,18 @@ from typing import Self
 import msgspec
 
 from shadowcat.headers import Headers
+from shadowcat.protocol import CHALLENGES
 from shadowcat_stores import Session
 
 ACCEPTED_KEPT = 8
 """How many accepted credentials a session remembers: a token is refreshed many times in a session's life."""
+
+_OPAQUE = "key:"
+"""What the principal begins with whose credentials say nothing of whose they are."""
+_CHALLENGE = "?"
+"""What begins an entry among a session's credentials that says when the upstream has asked for another."""
+_CHALLENGE_HOLDS = 600.0
+"""Seconds that its client has to get one: the user may have to log in."""
 
 
 class _Claims(msgspec.Struct):
@@ -57,7 +65,7 @@ class Credentials:
             return ""
         claims = self._claims()
         if claims is None:
-            return "key:" + self.digest(session_id)
+            return _OPAQUE + self.digest(session_id)
         return "jwt:" + blake2b(msgspec.msgpack.encode(claims), digest_size=16).hexdigest()
 
     def _claims(self) -> _Claims | None:
@@ -73,12 +81,14 @@ class Credentials:
         return None
 
 
-def may_use(session: Session, credentials: Credentials) -> bool:
+def may_use(session: Session, credentials: Credentials, now: float) -> bool:
     """Return whether a request with these credentials may go to the upstream as part of the session.
 
     A session that was begun without credentials is open to whoever knows its id, and stays so: whoever came
     later with a credential would otherwise take it over. The session of a principal takes credentials that
-    the upstream has accepted on it, or a JWT of the same issuer and subject, which the upstream judges.
+    the upstream has accepted on it, or a JWT of the same issuer and subject, which the upstream judges. So it
+    judges the next token of a session whose last one it has refused, where tokens say nothing of whose they
+    are: nobody but the upstream could tell that this one was got for that challenge.
     """
     if not session.principal:
         return True
@@ -86,7 +96,12 @@ def may_use(session: Session, credentials: Credentials) -> bool:
         return False
     return (
         credentials.digest(session.id) in session.credentials
-        or credentials.principal(session.id) == session.principal
+        or (principal := credentials.principal(session.id)) == session.principal
+        or (
+            principal.startswith(_OPAQUE)
+            and session.principal.startswith(_OPAQUE)
+            and _is_challenged(session, now)
+        )
     )
 
 
@@ -94,7 +109,27 @@ def with_accepted(session: Session, credentials: Credentials) -> Session:
     """Return the session with these credentials remembered as accepted by the upstream on it."""
     if not credentials or (digest := credentials.digest(session.id)) in session.credentials:
         return session
-    return msgspec.structs.replace(
-        session,
-        credentials=(*session.credentials, digest)[-ACCEPTED_KEPT:],
-    )
+    accepted = [each for each in session.credentials if not each.startswith(_CHALLENGE)]
+    return msgspec.structs.replace(session, credentials=(*accepted, digest)[-ACCEPTED_KEPT:])
+
+
+def judged(session: Session, credentials: Credentials, status: int, headers: Headers, now: float) -> Session:
+    """Return the session with what the upstream's answer to these credentials says of them."""
+    if status < 300:
+        return with_accepted(session, credentials)
+    if status in CHALLENGES and any(name == b"www-authenticate" for name, _ in headers):
+        return _with_challenge(session, credentials, now)
+    return session
+
+
+def _with_challenge(session: Session, credentials: Credentials, now: float) -> Session:
+    """Return the session with its client asked for others than these, which were accepted on it."""
+    if credentials.digest(session.id) not in session.credentials or _is_challenged(session, now):
+        return session
+    accepted = [each for each in session.credentials if not each.startswith(_CHALLENGE)]
+    return msgspec.structs.replace(session, credentials=(*accepted, f"{_CHALLENGE}{now}")[-ACCEPTED_KEPT:])
+
+
+def _is_challenged(session: Session, now: float) -> bool:
+    newest = session.credentials[-1] if session.credentials else ""
+    return newest.startswith(_CHALLENGE) and now - float(newest[1:]) < _CHALLENGE_HOLDS

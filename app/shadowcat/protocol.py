@@ -48,6 +48,9 @@ INTERNAL_ERROR: Final = -32603
 AMBIGUOUS_DELIVERY: Final = -31001
 """Ours, outside the range JSON-RPC reserves: nobody can know whether the upstream processed it."""
 
+CHALLENGES: Final = frozenset({401, 403})
+"""The statuses of answers that may ask for credentials, or for others."""
+
 MARK: Final = b'{"shadowcat":"session_restored"}'
 """What stands in the tape, as a message of kind `other`, where the server's side of a session begins anew."""
 

@@ -18,7 +18,7 @@ from shadowcat.eras.sessionless import Sessionless
 from shadowcat.errors import StoreDown
 from shadowcat.gets import Gets, is_stream
 from shadowcat.headers import Headers, end_to_end
-from shadowcat.inbound import ClientRequest
+from shadowcat.inbound import ClientRequest, begins_session
 from shadowcat.live import LiveStream, Reopen
 from shadowcat.live_responses import LiveResponse, StreamResponse
 from shadowcat.outbound import prepare_request, response_headers
@@ -28,7 +28,7 @@ from shadowcat.recovery import Recovery
 from shadowcat.relay import Relay
 from shadowcat.responses import RelayResponse, WholeResponse
 from shadowcat.restore import REFUSALS, Restorer
-from shadowcat.sessions import SessionManager, begins_session
+from shadowcat.sessions import SessionManager
 from shadowcat.settings import Settings
 from shadowcat.sse import CONTENT_TYPE
 from shadowcat.standing import remember, sets_standing_state
@@ -95,8 +95,7 @@ class Proxy:
             asked = _asked(request)
             stream = answer_name(asked)
             self._recorder.client_sent(session.id, request.messages, stream if asked else None)
-            if self._recorder.durable_first:
-                await self._recorder.settle()
+            await self._recorder.settle()
         response = await self.upstream.open(prepare_request(request, session, self.upstream))
         if response.status in REFUSALS:
             session, response = await self._unless_forgotten(session, request, response)

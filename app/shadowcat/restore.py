@@ -23,13 +23,13 @@ import msgspec
 
 from shadowcat.counters import Counters
 from shadowcat.errors import AmbiguousDelivery, RestoreFailed, SessionUnknown, ShadowcatError, UpstreamBroke
-from shadowcat.inbound import ClientRequest
+from shadowcat.inbound import ClientRequest, is_initialize
 from shadowcat.owners import Owners
 from shadowcat.protocol import MARK
 from shadowcat.readers import Arrival
 from shadowcat.recorder import Recorder
 from shadowcat.recovery import LONGEST_COMPLAINT, Recovery
-from shadowcat.sessions import SessionManager, is_initialize, read_result
+from shadowcat.sessions import SessionManager, read_result
 from shadowcat.settings import Settings
 from shadowcat.standing import standing_state
 from shadowcat.upstream import Upstream, UpstreamResponse

@@ -199,7 +199,8 @@ class Service:
             await asyncio.sleep(min(_KEEP_ALIVE_EVERY, self.settings.session_ttl / 4))
             for session_id in self.streams.session_ids():
                 with suppress(ShadowcatError):
-                    await proxy.sessions.touch(session_id)
+                    at_endpoint = session_id in self.streams.endpoints
+                    await proxy.sessions.touch(session_id, at_endpoint=at_endpoint)
             for each in self.proxies.values():
                 with suppress(ShadowcatError):
                     await each.sessions.end_again()

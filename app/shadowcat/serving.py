@@ -92,7 +92,9 @@ def address(host: str, listeners: list[socket.socket]) -> str:
 class Server(uvicorn.Server):
     """uvicorn around the proxy: tells when it is ready, and what it still waits for when it stops."""
 
-    def __init__(self, app: Starlette, on_ready: Callable[[], None] | None = None) -> None:
+    def __init__(
+        self, app: Starlette, on_ready: Callable[[], None] | None = None, root_path: str = ""
+    ) -> None:
         self._service: Service = app.state.shadowcat
         grace = self._service.settings.shutdown_grace
         super().__init__(
@@ -103,6 +105,7 @@ class Server(uvicorn.Server):
                 lifespan="on",
                 http=ClientConnection,
                 ws="none",
+                root_path=root_path,
                 # The upstream's own `server` and `date` pass, so the server adds none.
                 server_header=False,
                 date_header=False,

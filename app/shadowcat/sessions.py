@@ -14,8 +14,8 @@ from shadowcat.ambient import is_ambient
 from shadowcat.begun import Begun
 from shadowcat.envelope import stated_version
 from shadowcat.errors import SessionRequired, SessionUnknown, StoreDown, UpstreamError
-from shadowcat.inbound import ClientRequest
-from shadowcat.principal import Credentials, may_use, with_accepted
+from shadowcat.inbound import ClientRequest, is_initialize
+from shadowcat.principal import Credentials, judged, may_use, with_accepted
 from shadowcat.protocol import WITH_SESSIONS, is_stateless
 from shadowcat.session_cache import SessionCache
 from shadowcat.settings import Settings
@@ -36,6 +36,9 @@ logger = logging.getLogger("shadowcat.sessions")
 T = TypeVar("T")
 
 _ID_BYTES: Final = 24
+_AFTER_ITS_STREAM: Final = 600.0
+"""Seconds that a session over HTTP+SSE lives without its stream's replica, which keeps it alive: one that is
+killed ends it for good, and leaves the record."""
 _LEAVING_KEPT: Final = 1000
 _KEPT_JSON: Final = 16 * 1024
 """Bytes of `initialize` params and of `serverInfo` that a session keeps: more is no honest handshake."""
@@ -55,17 +58,6 @@ class InitializeResult(msgspec.Struct, rename="camel"):
 
 class _InitializeAnswer(msgspec.Struct):
     result: InitializeResult
-
-
-def is_initialize(request: ClientRequest) -> bool:
-    """Return whether the request is the handshake's first."""
-    messages = request.messages
-    return len(messages) == 1 and messages[0].kind == "request" and messages[0].method == "initialize"
-
-
-def begins_session(request: ClientRequest) -> bool:
-    """Return whether the request begins a session where it names none."""
-    return is_initialize(request) and not is_stateless(request.protocol_version)
 
 
 class SessionManager:
@@ -124,9 +116,10 @@ class SessionManager:
         session = self._cache.known(session_id) or await self.ask(self._cache.read(session_id))
         if session is None or session.upstream != self._upstream or session_id in self._ended:
             raise SessionUnknown
-        if session.principal and not may_use(session, self._credentials(request)):
+        now = self._store.clock()
+        if session.principal and not may_use(session, self._credentials(request), now):
             raise SessionUnknown
-        expires_at = self._store.clock() + self._ttl
+        expires_at = now + self._lifetime(bool(session.message_endpoint))
         if expires_at - session.expires_at >= self._touch_after:
             await self._prolong(session, expires_at)
         return session
@@ -164,18 +157,22 @@ class SessionManager:
         )
 
     async def _prolong(self, session: Session, expires_at: float) -> None:
-        if not await self.touch(session.id):
+        if not await self.touch(session.id, at_endpoint=bool(session.message_endpoint)):
             self._cache.discard(session.id)
             raise SessionUnknown
         self._cache.prolong(session.id, expires_at)
 
-    async def touch(self, session_id: str) -> bool:
-        """Let the session live for another `session_ttl`; say whether there is one.
+    async def touch(self, session_id: str, *, at_endpoint: bool = False) -> bool:
+        """Let the session, over HTTP+SSE or not, live on as from its beginning; say whether there is one.
 
         Raises:
             StoreDown: the store does not take it.
         """
-        return await self.ask(self._store.touch_session(session_id, self._store.clock() + self._ttl))
+        expires_at = self._store.clock() + self._lifetime(at_endpoint)
+        return await self.ask(self._store.touch_session(session_id, expires_at))
+
+    def _lifetime(self, at_endpoint: bool) -> float:
+        return min(self._ttl, _AFTER_ITS_STREAM) if at_endpoint else self._ttl
 
     async def begin(
         self, request: ClientRequest, response: UpstreamResponse, answer: MessageEnvelope | None
@@ -216,7 +213,9 @@ class SessionManager:
         Raises:
             StoreDown: the session could not be stored.
         """
-        session = replace(self._new(request, None), message_endpoint=endpoint)
+        session = self._new(request, None)
+        expires_at = session.created_at + self._lifetime(at_endpoint=True)
+        session = replace(session, message_endpoint=endpoint, expires_at=expires_at)
         return await self.ask(self._store.create_session(session))
 
     def _new(self, request: ClientRequest, session_id: str | None) -> Session:
@@ -237,9 +236,12 @@ class SessionManager:
         """Return whether the upstream's answer says something of the session that is to be kept."""
         if request.method == "DELETE":
             return True
+        return self._judged(session, request, response) is not session
+
+    def _judged(self, session: Session, request: ClientRequest, response: UpstreamResponse) -> Session:
+        """Return the session with what the upstream thinks of the request's credentials."""
         credentials = self._credentials(request)
-        is_accepted = credentials.values and response.status < 300
-        return bool(is_accepted and with_accepted(session, credentials) is not session)
+        return judged(session, credentials, response.status, response.headers, self._store.clock())
 
     async def settle(self, session: Session, request: ClientRequest, response: UpstreamResponse) -> None:
         """Keep what the upstream's answer says about the session: an accepted credential, or its end.
@@ -249,9 +251,8 @@ class SessionManager:
         try:
             if request.method == "DELETE" and (response.status < 300 or response.status == 404):
                 await self.ask(self._end(session.id))
-            elif response.status < 300:
-                credentials = self._credentials(request)
-                await self.update(session, lambda current: with_accepted(current, credentials))
+            else:
+                await self.update(session, lambda current: self._judged(current, request, response))
         except StoreDown as exc:
             logger.warning("session %s could not be updated: %s", session.id, exc)
         finally:

@@ -75,6 +75,8 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     """Whether the endpoints of a server that is its own authorization server, as in revision 2025-03-26, are
     found here as well: `/.well-known/oauth-authorization-server`, `/.well-known/openid-configuration`,
     `/authorize`, `/token` and `/register` of the server that `/mcp` is. Nothing else at its origin is."""
+    auth_paths: tuple[str, ...] = ()
+    """More paths at that server's origin that are found here, such as `/oauth/token`, or a login page's."""
 
     transport: Literal["http1", "httpx2"] = "http1"
     """How upstreams are reached. `http1`: HTTP/1.1, right on the event loop. `httpx2`: the HTTP client of
@@ -151,6 +153,9 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
                 raise ValueError(f"allowed_origins: {origin!r} is no origin such as https://app.example.com")
         if self.public_url and not re.fullmatch(r"https?://[^/?#@\s]+(/[^?#\s]*)?", self.public_url):
             raise ValueError(f"public_url: {self.public_url!r} is no URL such as https://mcp.example.com")
+        for path in self.auth_paths:
+            if not re.fullmatch(r"/[^?#{}\s]+", path):
+                raise ValueError(f"auth_paths: {path!r} is no path such as /oauth/token")
         for host in self.allowed_hosts:
             if host != "*" and not re.fullmatch(r"[^/:@\s]+|[0-9a-f:.]+", host):
                 raise ValueError(f"allowed_hosts: {host!r} is no host such as mcp.example.com, without port")
@@ -191,11 +196,16 @@ class Deployment(Settings, frozen=True, kw_only=True):
     workers: int = 1
     """Processes of `shadowcat serve`, which share the store; `memory://` cannot be shared. uvicorn and
     gunicorn have an option of that name instead."""
+    root_path: str = ""
+    """The path that something in front of `shadowcat serve` takes off before it forwards, such as `/tools`:
+    addresses that clients get begin with it. uvicorn has an option of that name instead."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.workers < 1:
             raise ValueError(f"workers must be 1 or more, not {self.workers!r}")
+        if not re.fullmatch(r"(/[^/?#\s]+)*", self.root_path):
+            raise ValueError(f"root_path: {self.root_path!r} is no path such as /tools")
 
     @classmethod
     def load(cls, environ: Mapping[str, str], overrides: Mapping[str, Any] | None = None) -> Self:
@@ -269,7 +279,7 @@ def check_upstream(name: str, url: str) -> str:
 def _from_text(name: str, text: str) -> Any:
     if name == "upstream":
         return parse_upstreams(tuple(part.strip() for part in text.split(",") if part.strip()))
-    if name in ("allowed_origins", "allowed_hosts", "credential_headers"):
+    if name in ("allowed_origins", "allowed_hosts", "credential_headers", "auth_paths"):
         return tuple(part.strip() for part in text.split(",") if part.strip())
     return text
 

@@ -10,6 +10,7 @@ from typing import Final, Protocol
 
 import anyio
 
+from shadowcat.envelope import cancelled_id
 from shadowcat.listener import Listener
 from shadowcat.live import LiveStream
 from shadowcat.mail import Cancel, Leave, Listen, Mail
@@ -27,7 +28,7 @@ _AT_A_TIME: Final = 200
 """Sessions that are looked for in the store at a time."""
 _BETWEEN: Final = 0.2
 """Seconds between such looks, and between attempts to claim a stream."""
-_UNDER_WAY: Final = 0.25
+UNDER_WAY: Final = 0.25
 """Seconds that another replica's frames and claims may take to the store after its window."""
 
 
@@ -97,7 +98,7 @@ class LiveStreams:
             if not of_session:
                 del self._live[response.session_id]
             if response.token:
-                self._do(self._release(response))
+                self.do(self._release(response))
 
     def counted(self, response: UpstreamResponse) -> Callable[[], Awaitable[None]]:
         """Count the upstream's response as open; return what closes it."""
@@ -118,7 +119,7 @@ class LiveStreams:
     def claim(self, stream: LiveStream) -> None:
         """Let other replicas know soon that it is read here. Where one of them reads it, end it."""
         if self.owners.id and not stream.token:
-            self._do(self._claim(stream))
+            self.do(self._claim(stream))
 
     async def _claim(self, stream: LiveStream) -> None:
         token = await self._claimed(stream.session_id, stream.name)
@@ -139,7 +140,7 @@ class LiveStreams:
 
     def disclaim(self, session_id: str, name: str) -> None:
         """Give up a claim of which the store has not said whether it took it."""
-        self._do(self._disclaim(session_id, name))
+        self.do(self._disclaim(session_id, name))
 
     async def _disclaim(self, session_id: str, name: str) -> None:
         token = await self._claimed(session_id, name)
@@ -175,8 +176,8 @@ class LiveStreams:
             endpoint.drop()
 
     async def missing(self, session_id: str) -> set[JsonRpcId]:
-        """Return the requests whose answers the tape does not have, of a session over HTTP+SSE: those of all
-        replicas, where there are others.
+        """Return the requests whose answers the tape does not have and that were not cancelled, of a session
+        over HTTP+SSE: those of all replicas, where there are others.
 
         Raises:
             StoreError: as the store does.
@@ -184,8 +185,11 @@ class LiveStreams:
         if not self._store.shared:
             return set()
         cursor = Cursor(GET_STREAM)
-        cursor.skip(await self._store.get_frames(session_id, stream=GET_STREAM))
-        return cursor.asked - cursor.answered
+        frames = await self._store.get_frames(session_id)
+        cursor.skip([frame for frame in frames if frame.stream == GET_STREAM])
+        sent = [frame.envelope for frame in frames if frame.direction == "client"]
+        cancelled = {cancelled_id(each.raw) for each in sent if each.method == "notifications/cancelled"}
+        return cursor.asked - cursor.answered - cancelled
 
     # -- who listens, and who has cancelled, wherever that is ------------------------------------------------
 
@@ -213,10 +217,10 @@ class LiveStreams:
             return  # it could not be read; a stream that expects `None` is one whose request nobody knows
         is_here = [stream.cancel(request_id) for stream in self.of(session_id)]
         if self.owners.id and not any(is_here):
-            self._do(self._cancel_elsewhere(session_id, request_id))
+            self.do(self._cancel_elsewhere(session_id, request_id))
 
     async def _cancel_elsewhere(self, session_id: str, request_id: JsonRpcId) -> None:
-        for pause in (0.0, self.settings.record_window + _UNDER_WAY):
+        for pause in (0.0, self.settings.record_window + UNDER_WAY):
             await asyncio.sleep(pause)
             with suppress(StoreError):
                 for name in await self._asked_on(session_id, request_id):
@@ -250,11 +254,12 @@ class LiveStreams:
             self._dismiss(former)
 
     def _dismiss(self, remote: Listen) -> None:
-        self._do(self.owners.send(remote.replica, Leave(remote.listener)))
+        self.do(self.owners.send(remote.replica, Leave(remote.listener)))
 
     # -- their tasks -----------------------------------------------------------------------------------------
 
-    def _do(self, work: Coroutine[None, None, None]) -> None:
+    def do(self, work: Coroutine[None, None, None]) -> None:
+        """Do it in a task, which ends with the app at the latest."""
         task = asyncio.get_running_loop().create_task(work)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
@@ -263,7 +268,7 @@ class LiveStreams:
         """Read the stream in a task of its own, until it ends or nobody comes to listen."""
         self.add(stream)
         stream.wait_for_listener(_COMES_WITHIN)
-        self._do(self._run(stream, response))
+        self.do(self._run(stream, response))
 
     async def _run(self, stream: LiveStream, response: UpstreamResponse | None) -> None:
         try:

@@ -232,13 +232,6 @@ class Upstream:
             raise UpstreamError("The MCP server names an address of another origin, which is not followed.")
         return url.raw_path.decode("ascii")
 
-    def at(self, target: str) -> Self:
-        """Return the same server at another path and query, as `resolve` gives them."""
-        other = copy(self)
-        other._url = self._url.copy_with(raw_path=target.encode("ascii"))
-        other._target = other._url.raw_path
-        return other
-
     async def _send(self, outbound: OutboundRequest) -> UpstreamResponse:
         url = self._url if not outbound.query else self._with_query(outbound.query)
         if self._channel is not None:

@@ -9,6 +9,7 @@ stays as it is: a client that would refuse it directly has to refuse it here.
 from __future__ import annotations
 
 import re
+from collections.abc import Collection
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Final
@@ -51,6 +52,8 @@ class Addresses:
     """The path of the upstream's MCP endpoint there."""
     upstream: str
     """The upstream's URL."""
+    paths: Collection[str] = ()
+    """The paths at its origin that are found at the proxy's as well."""
 
     @cached_property
     def resource(self) -> str:
@@ -122,7 +125,7 @@ class Addresses:
         for name in _ENDPOINTS:
             endpoint = _text(document.get(name))
             if endpoint is not None:
-                document[name] = _raw(self._moved(endpoint, *AUTHORIZATION_SERVER))
+                document[name] = _raw(self._moved(endpoint, *self.paths))
         return msgspec.json.encode(document)
 
     def of_redirect(self, headers: Headers) -> Headers:

@@ -38,8 +38,8 @@ _PAUSE: Final = 1.0
 class Worker(Server):
     """One of several: tells the first process when it is ready, and is told by it to stop."""
 
-    def __init__(self, app: Starlette, link: socket.socket) -> None:
-        super().__init__(app, on_ready=self._tell)
+    def __init__(self, app: Starlette, link: socket.socket, root_path: str = "") -> None:
+        super().__init__(app, self._tell, root_path)
         self._link = link
 
     @contextmanager

@@ -15,6 +15,10 @@ import pytest
 
 from tests.commands._command import Command, result_of, started
 from tests.commands._open import Caller, caller, is_said_to_be_lost
+from tests.support.events import Events, message
+from tests.support.http_sse import SSEServer
+from tests.support.plain import plain_http
+from tests.support.proxying import request
 from tests.support.upstream import Connection, Received, ScriptedUpstream
 
 URL = "http://127.0.0.1:9/mcp"
@@ -59,6 +63,21 @@ async def test_several_upstreams_are_said_one_by_one(upstream: ScriptedUpstream)
             assert client.session
 
 
+@pytest.mark.parametrize("workers", ["1", "2"])
+async def test_what_a_proxy_in_front_takes_off_stands_in_the_addresses_that_clients_get(
+    upstream: ScriptedUpstream, workers: str
+) -> None:
+    SSEServer(upstream)
+    options = ("--upstream", upstream.url, "--root-path", "/tools", "--workers", workers)
+    async with (
+        serving(*options) as (_, base),
+        plain_http() as client,
+        client.stream("GET", base + "/sse", headers={"Accept": "text/event-stream"}) as response,
+    ):
+        event = await anext(response.aiter_bytes())
+    assert b"data: /tools/messages?session_id=" in event
+
+
 async def test_what_may_be_secret_is_not_said() -> None:
     async with serving("--upstream", "https://user:hush@example.com/mcp?key=hush") as (command, _):
         assert "-> https://example.com/mcp\n" in command.output
@@ -93,6 +112,7 @@ async def test_an_option_beats_the_environment_which_beats_the_file(tmp_path: Pa
         (f"--upstream {URL}", {"SHADOWCAT_CONFIG": "/"}, "'/' cannot be read: Is a directory"),
         (f"--upstream {URL}", {"SHADOWCAT_TAPE": "x"}, "tape: Invalid enum value 'x', must be one of off, "),
         (f"--upstream {URL}", {"SHADOWCAT_TAPE_FRAMES": "x"}, "tape_frames: Expected `int`, got `str`"),
+        (f"--upstream {URL} --root-path tools/", {}, "root_path: 'tools/' is no path such as /tools"),
         (f"--upstream {URL}", {"SHADOWCAT_KEEPALIVE": "0"}, "keepalive must be more than 0"),
     ],
 )  # fmt: skip
@@ -181,6 +201,29 @@ async def test_a_signal_ends_the_get_streams_at_once(
         command.send(number)
         assert [chunk async for chunk in chunks] == [b"retry: 1000\n\n"]  # a clean end: it may come back
         assert await command.ends() == 0
+    assert "Traceback" not in command.output
+
+
+async def test_a_signal_ends_a_stream_of_http_sse_that_misses_no_answer(upstream: ScriptedUpstream) -> None:
+    server = SSEServer(upstream)
+    env = {"SHADOWCAT_SHUTDOWN_GRACE": "600"}
+    async with (
+        serving("--upstream", upstream.url, env=env) as (command, base),
+        plain_http() as client,
+        client.stream("GET", base + "/sse", headers={"Accept": "text/event-stream"}) as response,
+    ):
+        events = Events(response)
+        first = await events.next()
+        assert first is not None
+        assert first.data is not None
+        sent = request("tools/call", 1, {"n": 1})
+        accepted = await client.post(base + first.data.decode(), json=sent)
+        assert accepted.status_code == 202
+        assert message(await events.next())["result"] == {"n": 1}
+        command.send(signal.SIGTERM)
+        assert await events.rest() == []
+        assert await command.ends() == 0
+        await server.left.wait()
     assert "Traceback" not in command.output
 
 

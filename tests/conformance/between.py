@@ -53,7 +53,12 @@ async def main(argv: Sequence[str]) -> int:
     """Return the command's exit code."""
     *command, url = argv
     has_its_address = os.environ.get("MCP_CONFORMANCE_SCENARIO", "").startswith(AUTH)
-    settings = Settings(auth_endpoints=True, auth_resource="upstream" if has_its_address else "proxy")
+    settings = Settings(
+        auth_endpoints=True,
+        # Where the newest release's authorization server has its endpoints, in the scenario of 2025-03-26.
+        auth_paths=("/oauth/authorize", "/oauth/token", "/oauth/register"),
+        auth_resource="upstream" if has_its_address else "proxy",
+    )
     app = create_app(MemoryStore(), upstream=url, settings=settings)
     async with serve(TakesOver(app, urlsplit(url).netloc) if has_its_address else app) as base:
         environment = dict(os.environ)

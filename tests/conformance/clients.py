@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Final
@@ -25,6 +26,7 @@ from tests.real._process import ServerProcess
 
 SERVERS: Final[dict[str, tuple[Callable[[], ServerProcess], str]]] = {
     "both eras": (lambda: python_server("everything"), "test_simple_text"),
+    "2024": (partial(node_server, "sse"), "get-tiny-image"),
     "2025": (node_server, "get-tiny-image"),
     "2026 only": (modern_server, "hello"),
 }
@@ -47,14 +49,19 @@ async def client_checks(server: str, *, proxied: bool) -> list[Check]:
 
 async def _checks(server: str, url: str, tool: str) -> list[Check]:
     checks = []
-    for mode in ("legacy", "auto", "2026-07-28"):
+    for mode in ("sse", "legacy", "auto", "2026-07-28"):
         command = [str(NODE), str(HERE / "node" / "client.mjs"), url, mode, tool]
         checks.append(await _run(f"TypeScript SDK / {server}", mode, command, url))
-    for era in ("legacy", "auto", "modern"):
-        inspector = [str(NODE), str(_INSPECTOR), "--cli", url, "--transport", "http", "--protocol-era", era]
+    for how in (
+        ("http", "--protocol-era", "legacy"),
+        ("http", "--protocol-era", "auto"),
+        ("http", "--protocol-era", "modern"),
+        ("sse",),
+    ):
         for method in (["tools/list"], ["tools/call", "--tool-name", tool]):
-            command = [*inspector, "--method", *method]
-            checks.append(await _run(f"Inspector / {server}", f"{era} {method[0]}", command, url))
+            command = [str(NODE), str(_INSPECTOR), "--cli", url, "--transport", *how, "--method", *method]
+            name = f"{how[0]} {how[-1]} {method[0]}"
+            checks.append(await _run(f"Inspector / {server}", name, command, url))
     return checks
 
 

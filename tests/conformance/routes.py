@@ -38,9 +38,9 @@ def python_server(*what: str, port: int = 0, env: Mapping[str, str] | None = Non
     return ServerProcess(" ".join(what), command, env={**environment(), **(env or {})})
 
 
-def node_server() -> ServerProcess:
+def node_server(transport: str = "streamableHttp") -> ServerProcess:
     """Start npm's everything server."""
-    return everything_server()
+    return everything_server(transport=transport)
 
 
 def modern_server() -> ServerProcess:

@@ -27,13 +27,16 @@ SCOPE = {
 
 
 class Endless(httpx2.AsyncByteStream):
-    """Begins with the event, then is silent."""
+    """Begins with the event, then is silent, but for an answer when it is told to."""
 
     def __init__(self) -> None:
         self.is_closed = False
+        self.answers = anyio.Event()
 
     async def __aiter__(self) -> AsyncIterator[bytes]:
         yield b"event: endpoint\ndata: /messages\n\n"
+        await self.answers.wait()
+        yield b'data: {"jsonrpc":"2.0","id":1,"result":{}}\n\n'
         await anyio.sleep_forever()
 
     async def aclose(self) -> None:
@@ -101,6 +104,33 @@ async def test_a_host_that_cancels_the_call_ends_the_session(service: Service) -
     assert body.is_closed
     assert await service.store.count_sessions() == 0
     assert len(service.streams) == 0
+
+
+async def test_an_answer_that_comes_while_the_tape_is_asked_for_it_is_not_waited_for(
+    service: Service, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    body, sent, begun = Endless(), [], anyio.Event()
+    stream = relayed(service, body)
+
+    async def missing(session_id: str) -> set[Any]:
+        body.answers.set()
+        while not stream._answered:
+            await anyio.lowlevel.checkpoint()
+        return {1}
+
+    async def send(message: Any) -> None:
+        sent.append(message.get("body"))
+        begun.set()
+
+    monkeypatch.setattr(service.streams, "missing", missing)
+    service.streams.owners.id = "one of several"
+    with anyio.fail_after(5):
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(stream, SCOPE, None, send)  # type: ignore[arg-type]
+            while not begun.is_set():
+                await anyio.lowlevel.checkpoint()
+            stream.cut()
+    assert b'"id":1' in b"".join(each or b"" for each in sent)
 
 
 async def test_the_requests_that_are_waited_for_are_bounded(service: Service) -> None:

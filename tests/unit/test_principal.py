@@ -10,10 +10,11 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from shadowcat.principal import ACCEPTED_KEPT, Credentials, may_use, with_accepted
+from shadowcat.principal import ACCEPTED_KEPT, Credentials, judged, may_use, with_accepted
 from shadowcat_stores import Session
 
 SESSION = Session(id="s", created_at=0, expires_at=1)
+NOW = 1000.0
 NAMES = frozenset({b"authorization"})
 
 
@@ -27,16 +28,47 @@ def jwt(payload: object) -> bytes:
 
 def test_a_session_belongs_to_who_began_it() -> None:
     alice, nobody = bearer(b"alice"), Credentials([])
-    assert may_use(SESSION, alice)
-    assert may_use(SESSION, nobody)
-    assert may_use(with_accepted(SESSION, alice), nobody)  # begun without credentials, and so it stays
+    assert may_use(SESSION, alice, NOW)
+    assert may_use(SESSION, nobody, NOW)
+    assert may_use(with_accepted(SESSION, alice), nobody, NOW)  # begun without credentials, and so it stays
     begun = msgspec.structs.replace(SESSION, principal=alice.principal("s"))
     bound = with_accepted(begun, alice)
-    assert may_use(bound, alice)
-    assert not may_use(bound, bearer(b"bob"))
-    assert not may_use(bound, nobody)
+    assert may_use(bound, alice, NOW)
+    assert not may_use(bound, bearer(b"bob"), NOW)
+    assert not may_use(bound, nobody, NOW)
     assert with_accepted(bound, nobody) is bound
     assert with_accepted(bound, alice) is bound
+
+
+CHALLENGE = [(b"www-authenticate", b'Bearer error="insufficient_scope"')]
+
+
+def test_a_token_that_the_upstream_has_asked_for_may_be_tried_and_then_no_more() -> None:
+    old, new, bob = bearer(b"old"), bearer(b"new"), bearer(b"bob")
+    session = with_accepted(msgspec.structs.replace(SESSION, principal=old.principal("s")), old)
+    for status, headers in ((401, []), (200, CHALLENGE), (404, CHALLENGE)):
+        assert not may_use(judged(session, old, status, headers, NOW), new, NOW)
+    assert judged(session, bob, 401, CHALLENGE, NOW) is session  # nobody can ask for it in the client's stead
+    asked = judged(session, old, 403, CHALLENGE, NOW)
+    assert may_use(asked, new, NOW + 599)
+    assert not may_use(asked, new, NOW + 600)
+    assert not may_use(asked, Credentials([]), NOW)
+    assert may_use(asked, old, NOW)
+    assert judged(asked, old, 401, CHALLENGE, NOW + 599) is asked
+    assert may_use(judged(asked, old, 401, CHALLENGE, NOW + 600), new, NOW + 600)
+    assert judged(asked, new, 401, CHALLENGE, NOW) is asked
+    found = judged(asked, new, 200, [], NOW)
+    assert may_use(found, new, NOW)
+    assert may_use(found, old, NOW)
+    assert not may_use(found, bob, NOW)
+
+
+def test_a_token_that_says_whose_it_is_stays_its_owners() -> None:
+    alice, bob = (bearer(jwt({"iss": "i", "sub": name})) for name in ("alice", "bob"))
+    session = with_accepted(msgspec.structs.replace(SESSION, principal=alice.principal("s")), alice)
+    asked = judged(session, alice, 401, CHALLENGE, NOW)
+    assert not may_use(asked, bob, NOW)
+    assert not may_use(asked, bearer(b"opaque"), NOW)
 
 
 def test_digests_differ_by_session_and_tell_nothing() -> None:
@@ -50,7 +82,7 @@ def test_only_the_newest_accepted_credentials_are_kept() -> None:
     for number in range(20):
         session = with_accepted(session, bearer(jwt({"iss": "i", "sub": "s", "jti": number})))
     assert len(session.credentials) == ACCEPTED_KEPT
-    assert may_use(session, bearer(jwt({"iss": "i", "sub": "s"})))
+    assert may_use(session, bearer(jwt({"iss": "i", "sub": "s"})), NOW)
 
 
 DEEP = b"e30." + base64.urlsafe_b64encode(b'{"iss":"i","x":' + b"[" * 5000 + b"]" * 5000 + b"}") + b".sig"

@@ -15,6 +15,7 @@ from starlette.routing import Mount
 
 from shadowcat import Settings, create_app, lifespan_of
 from shadowcat_stores import MemoryStore
+from tests.support.http_sse import listening
 from tests.support.proxying import INITIALIZE, Proxied, proxied, request
 from tests.support.raw import raw_client, raw_request
 from tests.support.serving import serve
@@ -177,6 +178,36 @@ async def test_named_servers_have_their_own(upstream: ScriptedUpstream, server: 
         assert (await proxy.client.get(proxy.base + METADATA)).status_code == 404
 
 
+@pytest.mark.parametrize("name", ["", "/one"])
+async def test_a_server_of_http_sse_has_its_metadata_beside_where_its_stream_is(
+    upstream: ScriptedUpstream, server: Authorizing, name: str
+) -> None:
+    """What a client dials, and has a token for, is not the address for messages, which it is given."""
+    refuse = server.answer
+
+    async def answer(received: Received, connection: Connection) -> None:
+        if received.header(b"authorization") == b"Bearer x" and received.method == "GET":
+            await connection.start_stream()
+            await connection.chunk(b"event: endpoint\ndata: /mcp?n=1\n\n")
+            await connection.peer_left()
+        else:
+            await refuse(received, connection)
+
+    upstream.handshake = answer
+    async with proxied({"default": upstream.url, "one": upstream.url}) as proxy:
+        proxy.path = f"{name}/sse"
+        at = f"{proxy.base}{METADATA}{name}/sse"
+        async with proxy.stream("GET") as challenged:
+            assert f'resource_metadata="{at}"' in challenged.headers.get_list("www-authenticate")[1]
+        assert (await proxy.client.get(at)).json()["resource"] == proxy.url
+        with anyio.fail_after(5):
+            async with listening(proxy, Authorization="Bearer x") as client:
+                assert client.endpoint.startswith(f"{name}/messages?")
+                refused = await client.post(INITIALIZE)
+        assert refused.status_code == 401
+        assert f'resource_metadata="{at}"' in refused.headers.get_list("www-authenticate")[1]
+
+
 async def test_a_named_server_that_knows_the_proxys_address_has_its_metadata_there(
     upstream: ScriptedUpstream, server: Authorizing
 ) -> None:
@@ -335,6 +366,22 @@ async def test_its_endpoints_are_found_only_where_the_setting_says_so(
             assert found.status_code == 404
             assert "auth_endpoints" in found.json()["detail"]
     assert upstream.received == []
+
+
+async def test_endpoints_at_other_paths_are_found_where_a_setting_names_them(
+    upstream: ScriptedUpstream, server: Authorizing
+) -> None:
+    server.documents = {
+        SERVER: {"issuer": server.base, "token_endpoint": server.base + "/oauth/token"},
+        "/oauth/token": {"access_token": "x"},
+        "/oauth/revoke": {},
+    }
+    async with proxied(upstream.url, auth_endpoints=True, auth_paths=("/oauth/token",)) as proxy:
+        told = (await proxy.client.get(proxy.base + SERVER)).json()
+        assert told == {"issuer": proxy.base, "token_endpoint": proxy.base + "/oauth/token"}
+        got = await proxy.client.post(proxy.base + "/oauth/token", content=b"grant_type=x")
+        assert (got.json(), upstream.received[-1].body) == ({"access_token": "x"}, b"grant_type=x")
+        assert (await proxy.client.post(proxy.base + "/oauth/revoke")).status_code == 404
 
 
 async def test_its_endpoints_are_forwarded_with_what_they_are_sent(upstream: ScriptedUpstream) -> None:

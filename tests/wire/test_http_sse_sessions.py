@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ import anyio
 import httpx2
 import pytest
 
+from shadowcat.eras.endpoint_stream import EndpointResponse
 from shadowcat_stores import MemoryStore, Session, SessionStore, SQLiteStore, StoreLimits, StoreUnavailable
 from tests.support.events import message
 from tests.support.http_sse import RESULT, SSEServer, ended, listening, path
@@ -96,6 +98,25 @@ async def test_the_session_lives_as_long_as_its_stream(proxy: Proxied) -> None:
             while session is not None and proxy.store.clock() < session.created_at + 0.6:
                 await anyio.lowlevel.checkpoint()
             assert await proxy.store.get_session(client.session_id) is not None
+
+
+async def test_a_replica_that_is_killed_does_not_leave_the_record_for_long(
+    upstream: ScriptedUpstream, tmp_path: Path
+) -> None:
+    """Nobody can come back to the session: what keeps it alive is the replica that has its stream."""
+    SSEServer(upstream)
+    now = time.time()
+    store = SQLiteStore(tmp_path / "s.db", clock=lambda: now)
+    with anyio.fail_after(5):
+        async with replica(upstream.url, store) as proxy, listening(proxy) as client:
+            session = await store.get_session(client.session_id)
+            assert session is not None
+            assert session.expires_at == now + 600
+            now += 100
+            await client.post(CALL)
+            session = await store.get_session(client.session_id)
+            assert session is not None
+            assert session.expires_at == now + 600
 
 
 # -- whose it is ----------------------------------------------------------------------------------------
@@ -434,6 +455,33 @@ async def test_what_came_in_at_another_replica_is_missed_too(
             await server.streams[1].end_stream()
             (lost,) = await client.events.rest()
     assert (message(lost)["id"], message(lost)["error"]["data"]) == ("c-1", AMBIGUOUS)
+
+
+@pytest.mark.parametrize("answered", ["at once", "in the end"])
+async def test_stopping_waits_for_answers_to_what_came_in_at_another_replica(
+    upstream: ScriptedUpstream, tmp_path: Path, answered: str
+) -> None:
+    server = SSEServer(upstream, kept={"tools/call"})
+    stores = [SQLiteStore(tmp_path / "s.db") for _ in range(2)]
+    with anyio.fail_after(20):
+        async with (
+            replica(upstream.url, stores[0], shutdown_grace=600) as here,
+            replica(upstream.url, stores[1]) as there,
+            listening(here) as client,
+        ):
+            await client.begin()
+            for request_id in ("cancelled", "c-1"):
+                await client.post(request("tools/call", request_id), there)
+            await client.post(cancelled("cancelled"), there)
+            here.service.drain()
+            if answered == "in the end":
+                (stream,) = here.service.streams.endpoints.values()
+                assert isinstance(stream, EndpointResponse)
+                while stream._expected != {"c-1"}:
+                    await anyio.lowlevel.checkpoint()
+            await server.say(server.streams[1], result("c-1", {}))
+            (answer,) = await client.events.rest()
+    assert message(answer) == {"jsonrpc": "2.0", "id": "c-1", "result": {}}
 
 
 async def test_a_session_that_is_deleted_elsewhere_ends_its_stream(

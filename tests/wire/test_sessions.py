@@ -339,6 +339,29 @@ async def test_a_credential_the_upstream_refuses_is_not_remembered(
     assert len((await stored(proxy)).credentials) == 1
 
 
+async def test_a_token_got_for_the_servers_challenge_goes_on_in_the_session(
+    proxy: Proxied, upstream: ScriptedUpstream
+) -> None:
+    """One that says nothing of whose it is: otherwise each that expires would end its session."""
+
+    async def judge(received: Received, connection: Connection) -> None:
+        if received.header(b"authorization") == b"Bearer new":
+            await connection.respond(result("x", {}), ("Content-Type", "application/json"))
+        else:
+            challenge = ("WWW-Authenticate", 'Bearer error="insufficient_scope"')
+            await connection.respond(b"", challenge, status="403 Forbidden")
+
+    await proxy.begin(Authorization="Bearer old")
+    upstream.script = judge
+    statuses = [
+        (await proxy.post(request("ping"), Authorization=f"Bearer {token}")).status_code
+        for token in ("new", "old", "bob", "new", "old", "new", "bob")
+    ]
+    assert statuses == [404, 403, 403, 200, 403, 200, 403]
+    tokens = [each.header(b"authorization") for each in upstream.forwarded]
+    assert tokens == [b"Bearer " + each for each in (b"old", b"bob", b"new", b"old", b"new", b"bob")]
+
+
 async def test_a_session_begun_without_credentials_is_not_taken_over_by_one_who_has_some(
     proxy: Proxied,
 ) -> None:

@@ -24,7 +24,7 @@ from shadowcat.responses import error_response
 from shadowcat.sessions import SessionManager, read_result, with_answer
 from shadowcat.settings import Settings
 from shadowcat.sse import COMMENT, SSEBlock, SSEFramer, with_data, write_event
-from shadowcat.streams import LiveStreams
+from shadowcat.streams import UNDER_WAY, LiveStreams
 from shadowcat.upstream import Upstream, UpstreamResponse
 from shadowcat_stores import GET_STREAM, JsonRpcId, MessageEnvelope, Session, StoreError
 
@@ -81,6 +81,10 @@ class EndpointResponse(LiveResponse):
         self._held = b""
         self._has_begun = False
         self._begin_by = 0.0
+        self._under_way = settings.record_window + UNDER_WAY
+        self._answered: set[JsonRpcId] = set()
+        """Requests that were answered since it is to end."""
+        self._is_cut = False
         self._is_stopping = False
         self._scope = anyio.CancelScope()
 
@@ -113,9 +117,25 @@ class EndpointResponse(LiveResponse):
 
     def cut(self) -> None:
         """End it as soon as no answer is missing; asked again, now."""
-        if self._is_stopping or not self._expected:
+        if self._is_cut:
             self._scope.cancel()
+        elif self._session is not None and self._streams.owners.id:
+            self._streams.do(self._stop_for_all(self._session.id))
+        else:
+            self._stop()
+        self._is_cut = True
+
+    def _stop(self) -> None:
         self._is_stopping = True
+        self.forget(())
+
+    async def _stop_for_all(self, session_id: str) -> None:
+        """Wait for the answers as well to what came in at other replicas, once it is on the tape."""
+        await asyncio.sleep(self._under_way)
+        await self._recorder.flush()
+        with suppress(StoreError):
+            self.expect(await self._streams.missing(session_id) - self._answered)
+        self._stop()
 
     def drop(self) -> None:
         """End it: its session has ended elsewhere."""
@@ -228,6 +248,8 @@ class EndpointResponse(LiveResponse):
             for message in arrival.messages:
                 if message.kind in ("response", "error"):
                     self._expected.discard(message.id)
+                    if self._is_cut:
+                        self._answered.add(message.id)
                     if session.protocol_version is None and message.kind == "response":
                         session = self._session = await self._agree(session, message)
         await self._recorder.pass_on(session.id, arrivals, GET_STREAM)

@@ -18,11 +18,11 @@ from shadowcat.counters import Counters
 from shadowcat.envelope import cancelled_id, read_envelopes
 from shadowcat.eras.endpoint_stream import SESSION_PARAMETER, EndpointResponse
 from shadowcat.errors import SessionRequired, StoreDown
-from shadowcat.inbound import ClientRequest
+from shadowcat.inbound import ClientRequest, is_initialize
 from shadowcat.outbound import prepare_request, response_headers
 from shadowcat.recorder import Recorder
 from shadowcat.responses import RelayResponse
-from shadowcat.sessions import SessionManager, is_initialize, with_offer
+from shadowcat.sessions import SessionManager, with_offer
 from shadowcat.settings import Settings
 from shadowcat.streams import LiveStreams
 from shadowcat.upstream import Upstream, UpstreamResponse
@@ -102,7 +102,7 @@ class HTTPSSE:
         return self._respond(response)
 
     async def _send(self, request: ClientRequest, session: Session | None) -> UpstreamResponse:
-        upstream = self.upstream if session is None else self.upstream.at(session.message_endpoint)
+        upstream = self.upstream if session is None else self.upstream.beside(session.message_endpoint)
         # The query is the proxy's own. The server's is in its address.
         return await upstream.open(replace(prepare_request(request, session, upstream), query=b""))
 
