@@ -3,6 +3,9 @@
 A replica shows that it lives by a record of its own in the store, which it touches several times within its
 lease. A stream that outlives a moment is claimed by the replica that reads it. Where the record is gone, so
 is the replica, and whoever needs one of its streams takes the claim over.
+
+As often it writes to the tape of one record that all have in common. Where nobody else does there is no
+other replica, and nobody has to wait for the sake of one.
 """
 
 from __future__ import annotations
@@ -18,7 +21,18 @@ from typing import Final
 
 from shadowcat import mail
 from shadowcat.mail import Mail, record_id
-from shadowcat_stores import Session, SessionNotFound, SessionStore, StoreError, StoreFull
+from shadowcat.turns import Turns
+from shadowcat_stores import (
+    Frame,
+    MessageEnvelope,
+    Session,
+    SessionExists,
+    SessionNotFound,
+    SessionStore,
+    StoreError,
+    StoreFull,
+    Window,
+)
 
 logger = logging.getLogger("shadowcat.owners")
 
@@ -28,6 +42,10 @@ _CLAIM: Final = 30 * 86_400.0
 """Seconds that a claim holds: what ends it before is its owner's record."""
 _BEATS: Final = 4
 """Touches within one lease."""
+_ALL: Final = "~replicas"
+"""The id of the record that they have in common."""
+_KEPT: Final = 86_400.0
+"""Seconds that it is kept: somebody makes it anew then."""
 
 
 class Owners:
@@ -45,6 +63,7 @@ class Owners:
         self._records = 0
         """How many records it has had: the mail of each is numbered anew."""
         self._has_warned = False
+        self._presence = Turns(lease)
         self.on_loss: Callable[[], None] = lambda: None
         """Called when others may take this replica for dead, and its streams with it."""
         self.on_mail: Callable[[Mail], None] = lambda mail: None
@@ -56,16 +75,32 @@ class Owners:
         if not self._store.shared:
             yield
             return
+        is_other = await self._is_other()
         beating = asyncio.get_running_loop().create_task(self._beat(), name="shadowcat-heartbeat")
         try:
+            if is_other:
+                # It may take itself to be alone, and notices this one with its next beat.
+                await asyncio.sleep(1.5 * self._lease / _BEATS)
             yield
         finally:
             beating.cancel()
             with suppress(asyncio.CancelledError):
                 await beating
-            if self.id:
-                with suppress(StoreError):
-                    await self._store.delete_session(record_id(self.id))
+            with suppress(StoreError):
+                # Others make the common one anew.
+                for each in (self.id, "replicas") if self.id else ():
+                    await self._store.delete_session(record_id(each))
+
+    async def _is_other(self) -> bool:
+        """Return whether another replica was there a moment ago."""
+        since = self._store.clock() - 2 * self._lease / _BEATS
+        with suppress(StoreError):
+            return any(frame.at > since for frame in await self._store.get_frames(_ALL))
+        return False
+
+    def is_alone(self) -> bool:
+        """Return whether no other replica is there."""
+        return self._presence.is_alone(_ALL)
 
     async def _beat(self) -> None:
         while True:
@@ -95,8 +130,24 @@ class Owners:
         is_known = bool(self.id) and await self._store.touch_session(record_id(self.id), now + self._lease)
         if self._steady_since == math.inf:
             self._steady_since = time.monotonic()
-        if is_known:
-            return
+        try:
+            if not is_known:
+                await self._enter(now)
+        finally:
+            await self._show(now)
+
+    async def _show(self, now: float) -> None:
+        """Tell the other replicas that this one is there, and see whether they are."""
+        beat = Frame(session_id=_ALL, direction="client", envelope=MessageEnvelope(b"", "other"), at=now)
+        seqs = await self._store.add_frames([beat], keep=Window(frames=1))
+        self._presence.wrote([beat], seqs)
+        if self.id and not seqs[0]:
+            record = Session(id=_ALL, created_at=now, expires_at=now + _KEPT, upstream=UPSTREAM)
+            # Where there is no room for it, nobody takes himself to be alone.
+            with suppress(SessionExists, StoreFull):
+                await self._store.create_session(record)
+
+    async def _enter(self, now: float) -> None:
         name = self.id or secrets.token_urlsafe(12)
         record = Session(id=record_id(name), created_at=now, expires_at=now + self._lease, upstream=UPSTREAM)
         await self._store.create_session(record)

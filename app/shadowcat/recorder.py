@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from typing import Final
 
@@ -17,53 +17,16 @@ from shadowcat.counters import Counters
 from shadowcat.readers import Arrival, Notice
 from shadowcat.settings import Settings
 from shadowcat.turns import Turns
+from shadowcat.waiting import FRAME_OVERHEAD, NOT_READ, Waiting, without_outrun
 from shadowcat_stores import Direction, Frame, MessageEnvelope, SessionStore, StoreError
 
 logger = logging.getLogger("shadowcat.recorder")
 
 _BATCH_FRAMES: Final = 1000
-_FRAME_OVERHEAD: Final = 300
-"""Bytes a waiting frame takes besides its message, so that empty messages are bounded as well."""
 _RETRY_EVERY: Final = 0.5
 """Seconds between attempts while the store refuses frames."""
 _AWAITED: Final = frozenset({"request", "response", "error"})
 """What a client acts on: its next request may come to another replica."""
-
-
-class _Waiting(msgspec.Struct):
-    """A frame on its way to the store."""
-
-    number: int
-    """Which one it is of all that were recorded."""
-    size: int
-    frame: Frame
-    """Without its message, where that is not read yet."""
-    notice: Notice | None
-
-    @property
-    def event_id(self) -> str | None:
-        return self.frame.event_id if self.notice is None else self.notice.event_id
-
-    def whole(self) -> Frame:
-        """Return the frame, with its message."""
-        notice = self.notice
-        if notice is None:
-            return self.frame
-        unread = self.frame
-        return Frame(
-            session_id=unread.session_id,
-            direction=unread.direction,
-            envelope=notice.message,
-            at=unread.at,
-            stream=unread.stream,
-            position=notice.position,
-            event=notice.event,
-            event_id=notice.event_id,
-            token=unread.token,
-        )
-
-
-_NOT_READ: Final = MessageEnvelope(b"", "other")
 
 
 class Recorder:
@@ -77,7 +40,14 @@ class Recorder:
     they waited are not written: the store would let them go at once.
     """
 
-    def __init__(self, store: SessionStore, settings: Settings, counters: Counters) -> None:
+    def __init__(
+        self,
+        store: SessionStore,
+        settings: Settings,
+        counters: Counters,
+        is_alone: Callable[[], bool] = lambda: False,
+    ) -> None:
+        """Begin; `is_alone` says whether no other replica is there to record anything."""
         self.enabled = settings.tape != "off"
         self._store = store
         self._keep = settings.window
@@ -87,7 +57,7 @@ class Recorder:
         self._timeout = settings.store_timeout
         self._counters = counters
         self._clock = store.clock
-        self._waiting: list[_Waiting] = []
+        self._waiting: list[Waiting] = []
         self._waiting_bytes = 0
         self._unseen = 0
         """How many of those that wait were not held against the window."""
@@ -101,8 +71,11 @@ class Recorder:
         self._most = _BATCH_FRAMES
         self._turns = Turns() if store.shared else None
         self.ambient = AmbientSessions(store, settings, counters)
+        self._is_alone = is_alone
         self._due = asyncio.Event()
         self._timer: asyncio.TimerHandle | None = None
+        self._patience: asyncio.TimerHandle | None = None
+        """Runs while somebody waits, until there is progress."""
         self._lock = anyio.Lock()
         self._task: asyncio.Task[None] | None = None
 
@@ -146,8 +119,9 @@ class Recorder:
         """
         if not self.enabled:
             return False
-        is_alone = self._turns is None or is_ambient(session_id) or self._turns.is_alone(session_id)
-        return self.durable_first or not is_alone
+        if self.durable_first or self._turns is None or is_ambient(session_id):
+            return self.durable_first
+        return not (self._is_alone() or self._turns.is_alone(session_id))
 
     async def settle(self, ends_turn_of: str | None = None) -> None:
         """Return when what was recorded may be forwarded: at once, unless it is to be in the store before.
@@ -163,11 +137,15 @@ class Recorder:
             return
         recorded = self._recorded
         self._due.set()
-        with anyio.move_on_after(self._timeout) as patience:
-            while self._written < recorded and not self._failing:
-                await self._progress.wait()
-        if patience.cancelled_caught:
-            self._fails(f"it did not answer within {self._timeout:g} s")
+        while self._written < recorded and not self._failing:
+            if self._patience is None:
+                # One timer for all who wait, not a scope for each: that would cost 10 µs.
+                loop = asyncio.get_running_loop()
+                self._patience = loop.call_later(self._timeout, self._lose_patience)
+            await self._progress.wait()
+
+    def _lose_patience(self) -> None:
+        self._fails(f"it did not answer within {self._timeout:g} s")
 
     def _record(
         self,
@@ -187,7 +165,7 @@ class Recorder:
                     unread = Frame(
                         session_id=session_id,
                         direction=direction,
-                        envelope=_NOT_READ,
+                        envelope=NOT_READ,
                         at=now,
                         stream=stream,
                         token=token,
@@ -212,7 +190,7 @@ class Recorder:
 
     def _add(self, frame: Frame, length: int, notice: Notice | None = None) -> None:
         """Let the frame wait, if there is room for it."""
-        size = length + _FRAME_OVERHEAD
+        size = length + FRAME_OVERHEAD
         if self._waiting_bytes + size > self._room:
             self._leave_out_old()
             if self._waiting_bytes + size > self._room:
@@ -233,36 +211,18 @@ class Recorder:
 
     def _wait(self, frame: Frame, size: int, notice: Notice | None = None) -> None:
         self._recorded += 1
-        self._waiting.append(_Waiting(self._recorded, size, frame, notice))
+        self._waiting.append(Waiting(self._recorded, size, frame, notice))
         self._waiting_bytes += size
         self._unseen += 1
 
     def _leave_out_old(self) -> None:
-        """Let those go that newer ones would push out of the window as soon as they are written.
-
-        Newer ones of the same stream under the same claim: the store takes all of these, or none.
-        """
-        keep, waiting = self._keep, self._waiting
-        if keep is None or keep.frames is None or keep.bytes is None or 2 * self._unseen < len(waiting):
+        """Let those go that newer ones would push out of the window as soon as they are written."""
+        if self._keep is None or 2 * self._unseen < len(self._waiting):
             return
         self._unseen = 0
-        newer: dict[tuple[str, str | None, int], tuple[int, int, bool]] = {}
-        kept: list[_Waiting] = []
-        for each in reversed(waiting):
-            frame = each.frame
-            stream = (frame.session_id, frame.stream, frame.token)
-            count, length, has_id = newer.get(stream, (0, 0, False))
-            length += each.size - _FRAME_OVERHEAD
-            is_out = count > 0 and (count >= keep.frames or length > keep.bytes)
-            # The store remembers the last id of a stream also where its frame is gone.
-            is_last_id = not has_id and each.event_id is not None
-            newer[stream] = count + 1, length, has_id or is_last_id
-            if is_out and not is_last_id:
-                self._waiting_bytes -= each.size
-            else:
-                kept.append(each)
-        kept.reverse()
-        self._counters.frames_outrun += len(waiting) - len(kept)
+        kept = without_outrun(self._waiting, self._keep)
+        self._counters.frames_outrun += len(self._waiting) - len(kept)
+        self._waiting_bytes -= sum(each.size for each in self._waiting) - sum(each.size for each in kept)
         self._waiting = kept
 
     def _drop(self, session_id: str) -> None:
@@ -281,7 +241,7 @@ class Recorder:
                 envelope=MessageEnvelope(raw, "gap"),
                 at=self._clock(),
             ),
-            len(raw) + _FRAME_OVERHEAD,
+            len(raw) + FRAME_OVERHEAD,
         )
 
     def _mark_gaps(self) -> None:
@@ -360,12 +320,15 @@ class Recorder:
         self._counters.frames_recorded += sum(1 for seq in seqs if seq)
         return True
 
-    def _wait_no_more(self, batch: list[_Waiting]) -> None:
+    def _wait_no_more(self, batch: list[Waiting]) -> None:
         self._waiting_bytes -= sum(each.size for each in batch)
         self._written = batch[-1].number
         self._tell()
 
     def _tell(self) -> None:
+        if self._patience is not None:
+            self._patience.cancel()
+            self._patience = None
         self._progress.set()
         self._progress = asyncio.Event()
 
@@ -375,7 +338,7 @@ class Recorder:
         self._failing = True
         self._tell()
 
-    def _refused(self, batch: list[_Waiting], error: Exception) -> None:
+    def _refused(self, batch: list[Waiting], error: Exception) -> None:
         """Halve the batch until the frame is found that is at fault, and leave that one out."""
         if len(batch) > 1:
             self._waiting = batch + self._waiting

@@ -54,7 +54,7 @@ class Service:
         self.streams = LiveStreams(self.owners, store, settings)
         self.watches = Watches()
         """Of all requests that are being answered."""
-        self.recorder = Recorder(store, settings, self.counters)
+        self.recorder = Recorder(store, settings, self.counters, self.owners.is_alone)
         self.running = False
         self._grace: asyncio.TimerHandle | None = None
         self._owned: httpx2.AsyncBaseTransport | None = None

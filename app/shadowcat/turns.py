@@ -20,7 +20,8 @@ class Turns:
     it has written nothing in it for as long: what a load balancer does next is not known.
     """
 
-    def __init__(self, monotonic: Clock = time.monotonic) -> None:
+    def __init__(self, alone_after: float = _ALONE_AFTER, monotonic: Clock = time.monotonic) -> None:
+        self._alone_after = alone_after
         self._monotonic = monotonic
         self._known: dict[str, tuple[int, float, float]] = {}
         """By session: the newest seq of ours, since when no other came between, and when ours was stored."""
@@ -31,7 +32,7 @@ class Turns:
         if known is None:
             return False
         _, since, latest = known
-        return latest - since >= _ALONE_AFTER and self._monotonic() - latest < _ALONE_AFTER
+        return latest - since >= self._alone_after and self._monotonic() - latest < self._alone_after
 
     def wrote(self, frames: Sequence[Frame], seqs: Sequence[int]) -> None:
         """Take notice of frames of this process that were stored, and of the numbers they got."""

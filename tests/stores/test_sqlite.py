@@ -10,6 +10,7 @@ import threading
 from collections.abc import AsyncIterator, Callable, Coroutine
 from contextlib import AsyncExitStack, aclosing, asynccontextmanager, closing
 from functools import partial
+from operator import methodcaller
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +18,10 @@ import anyio
 import anyio.lowlevel
 import pytest
 from anyio.abc import TaskGroup
+from hypothesis import given, settings
+from hypothesis.strategies import DataObject, data, integers, none, sampled_from
 
-from shadowcat_stores import Frame, SessionStore, SQLiteStore, StoreLimits
+from shadowcat_stores import Frame, MemoryStore, SessionStore, SQLiteStore, StoreLimits, Window
 from shadowcat_stores._sqlite import tails as tails_module
 from shadowcat_stores._sqlite import threads as threads_module
 from shadowcat_stores._sqlite.reads import Reads
@@ -244,6 +247,44 @@ async def test_a_store_that_nobody_closed_says_so_and_ends_its_threads(path: Pat
     for each in threads:
         each.join(5)
     assert threading.enumerate() == before
+
+
+# -- tapes ------------------------------------------------------------------------------------------
+
+
+@given(data())
+@settings(max_examples=20, deadline=None)
+def test_packed_tapes_are_trimmed_as_those_in_memory(drawn: DataObject) -> None:
+    """Longer ones than those of the contract: entries with many frames, some of which are trimmed."""
+    anyio.run(_compare_tapes, drawn)
+
+
+async def _compare_tapes(drawn: DataObject) -> None:
+    clock = FakeClock()
+    async with await make_sqlite_store(clock, StoreLimits()) as packed, MemoryStore(clock=clock) as plain:
+        for store in (packed, plain):
+            await store.create_session(new_session(clock))
+        for _ in range(drawn.draw(integers(1, 15))):
+            size = drawn.draw(integers(0, 2_000))
+            frames = [
+                new_frame(b"x" * (number % 7 * size), stream=f"t{number % 3}")
+                for number in range(drawn.draw(integers(1, 300)))
+            ]
+            window = Window(
+                drawn.draw(none() | integers(1, 400)), drawn.draw(none() | integers(0, 1_000_000))
+            )
+            get = methodcaller(
+                "get_frames",
+                "session-1",
+                stream=drawn.draw(sampled_from([None, "t1"])),
+                after=drawn.draw(integers(0, 3_000)),
+                limit=drawn.draw(none() | integers(1, 300)),
+            )
+            for store in (packed, plain):
+                await store.add_frames(frames, keep=window)
+            assert await packed.get_frames("session-1") == await plain.get_frames("session-1")
+            assert await get(packed) == await get(plain)
+        assert await packed.delete_frames("session-1") == await plain.delete_frames("session-1")
 
 
 # -- following --------------------------------------------------------------------------------------

@@ -9,6 +9,7 @@ import anyio
 import pytest
 
 from shadowcat_stores import SQLiteStore, StoreLimits, Window
+from shadowcat_stores._packing import ENTRY_BYTES
 from shadowcat_stores._sqlite import threads as threads_module
 from shadowcat_stores._sqlite.reads import Reads
 from shadowcat_stores._sqlite.tidy import shrink
@@ -91,8 +92,13 @@ async def test_a_step_of_tidying_costs_the_same_however_much_has_expired(
         clock = FakeClock()
         async with SQLiteStore(path.with_name(f"{number}.db"), clock=clock) as store:
             await fill(store, clock, range(sessions), ttl=60.0)
-            for each in range(10):
-                await store.add_frames([new_frame(session_id=f"s{each}")] * sessions)
+
+            def record(on: Writes, sessions: int = sessions) -> None:
+                for each in range(10):
+                    for _ in range(sessions):
+                        on.append_one(new_frame(session_id=f"s{each}"), None)
+
+            await store._write(record)
             clock.advance(60)
 
             def tidy(on: Writes) -> list[int]:
@@ -117,7 +123,7 @@ async def test_a_large_tape_is_deleted_at_once_and_cleared_away_later(path: Path
                 await store.ping()
 
 
-_FRAMES = "SELECT count(*) FROM frames"
+_ENTRIES = "SELECT count(*) FROM entries"
 _STREAMS = "SELECT count(*) FROM streams"
 _GRAVES = "SELECT count(*) FROM graves"
 _RECORDS = "SELECT (SELECT count(*) FROM records) - (SELECT count(*) FROM sessions)"
@@ -125,7 +131,7 @@ _RECORDS = "SELECT (SELECT count(*) FROM records) - (SELECT count(*) FROM sessio
 
 def left_over(on: Reads) -> int:
     """Return how many rows there are besides those of sessions."""
-    counts = (on.db.execute(each) for each in (_FRAMES, _STREAMS, _GRAVES, _RECORDS))
+    counts = (on.db.execute(each) for each in (_ENTRIES, _STREAMS, _GRAVES, _RECORDS))
     return sum(count.fetchone()[0] for count in counts)
 
 
@@ -199,12 +205,31 @@ def size_of(path: Path) -> int:
     return sum(each.stat().st_size for each in (path, path.with_name(f"{path.name}-wal")))
 
 
-async def test_a_window_bounds_the_file(path: Path) -> None:
+async def pages_of(store: SQLiteStore) -> int:
+    (pages,) = await store._read(lambda on: on.db.execute("PRAGMA page_count").fetchone())
+    assert isinstance(pages, int)
+    return pages
+
+
+async def test_a_window_of_bytes_bounds_the_file(path: Path) -> None:
     clock = FakeClock()
     async with SQLiteStore(path, clock=clock) as store:
         await store.create_session(new_session(clock))
         for _ in range(50):
             await store.add_frames([new_frame(b"x" * 5_000)] * 40, keep=Window(bytes=200_000))
-        (pages,) = await store._read(lambda on: on.db.execute("PRAGMA page_count").fetchone())
-        assert pages * 4096 < 1_500_000
-        assert await store._read(left_over) == len(await store.get_frames("session-1")) == 40
+        assert await pages_of(store) * 4096 < 1_500_000
+        assert len(await store.get_frames("session-1")) == 40
+        # An entry goes when all of its frames are too many.
+        assert await store._read(left_over) <= 200_000 // ENTRY_BYTES + 2
+
+
+async def test_a_window_of_frames_bounds_the_file(path: Path) -> None:
+    clock = FakeClock()
+    async with SQLiteStore(path, clock=clock) as store:
+        await store.create_session(new_session(clock))
+        rows = []
+        for number in range(600):
+            await store.add_frame(new_frame(b"%d" % number), keep=Window(frames=10))
+            rows.append(await store._read(left_over))
+        assert max(rows) == 10 + 127
+        assert raws(await store.get_frames("session-1")) == [b"%d" % number for number in range(590, 600)]

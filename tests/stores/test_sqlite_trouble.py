@@ -324,7 +324,7 @@ async def test_tidying_waits_until_the_disk_has_room(
         ]
         failing = False
         with anyio.fail_after(5):
-            while await store._read(lambda on: on.db.execute("SELECT count(*) FROM frames").fetchone()[0]):
+            while await store._read(lambda on: on.db.execute("SELECT count(*) FROM entries").fetchone()[0]):
                 await store.ping()
 
 

@@ -259,3 +259,26 @@ async def test_stopping_while_the_store_is_down_says_what_is_lost(caplog: pytest
     await recorder.stop()
     assert counters.frames_dropped == 2
     assert "stopped while the store takes no frames: 2 are lost" in caplog.text
+
+
+class SharedStore(WatchedStore):
+    """A store that other replicas share."""
+
+    shared = True
+
+
+@pytest.mark.parametrize("alone", [False, True])
+async def test_an_answer_waits_for_the_store_only_where_another_replica_may_have_the_next_turn(
+    alone: bool,
+) -> None:
+    store = SharedStore()
+    await store.open()
+    await store.create_session(Session(id="s", created_at=0, expires_at=100))
+    recorder = Recorder(store, Settings(record_window=1000), Counters(), lambda: alone)
+    recorder.start()
+    answer = MessageEnvelope(b"{}", "response", id=1)
+    with anyio.fail_after(5):
+        await recorder.pass_on("s", [Arrival([answer])], None)
+    assert store.batches == ([] if alone else [1])
+    await recorder.stop()
+    assert store.batches == [1]

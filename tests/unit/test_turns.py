@@ -18,7 +18,7 @@ def frames(*session_ids: str) -> Sequence[Frame]:
 
 
 def alone(clock: FakeClock) -> Turns:
-    turns = Turns(clock)
+    turns = Turns(monotonic=clock)
     turns.wrote(frames("s"), [1])
     clock.advance(0.9)
     turns.wrote(frames("s"), [2])

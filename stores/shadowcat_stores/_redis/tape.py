@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import AsyncGenerator, Iterable, Iterator, Sequence
 from itertools import chain
 from typing import Final, NamedTuple
 
+import msgspec
+
+from shadowcat_stores._packing import pack, unpack
 from shadowcat_stores._redis.base import RedisBase
 from shadowcat_stores._redis.errors import unavailable
-from shadowcat_stores._redis.packing import pack, seq_of, unpack
-from shadowcat_stores._redis.scripts import APPEND, FORGET
+from shadowcat_stores._redis.scripts import APPEND, FORGET, Argument
 from shadowcat_stores._redis.wire import Call, transaction
 from shadowcat_stores._redis.writes import Write, next_of_each
 from shadowcat_stores.errors import SessionNotFound, StoreUnavailable
@@ -21,6 +23,9 @@ _PAGE: Final = 32
 
 _FEW: Final = 2
 """How many entries are read at first where few frames are wanted: one may hold a single frame, or 128."""
+
+_LARGE: Final = 32 * 1024
+"""Bytes from which an argument is sent from where it lies: for less, copying it costs less."""
 
 _UNPACKED_AT_ONCE: Final = 8
 _LAST_SEQ: Final = 2**53
@@ -106,7 +111,7 @@ class TapeVerbs(RedisBase):
             if frame.stream is not None
             for value in _concern(place, frame.stream, frame)
         ]
-        command = APPEND(keys, *said, write.number, len(concerned) // 5, *concerned, *pack(write.frames))
+        command = APPEND(keys, *said, write.number, len(concerned) // 5, *concerned, *_packed(write.frames))
         return Call(keys[0], (command,))
 
     async def delete_frames(self, session_id: str) -> int:
@@ -165,9 +170,12 @@ class TapeVerbs(RedisBase):
         for place, (entry_id, fields) in enumerate(entries):
             if place % _UNPACKED_AT_ONCE == 0:
                 await asyncio.sleep(0)  # A long tape takes a while: others have their turn.
-            frames += [frame for frame in unpack(session_id, entry_id, fields) if frame.seq > after]
+            try:
+                frames += unpack(session_id, _seq_of(entry_id), fields[1], fields[3], after=after)
+            except msgspec.DecodeError as exc:
+                raise StoreUnavailable(f"what Redis has under the store's prefix is no tape: {exc}") from exc
         if len(entries) == most:
-            end = seq_of(entries[-1][0])
+            end = _seq_of(entries[-1][0])
         return Tape(int(number), frames, first, end)
 
     async def follow_frames(
@@ -205,6 +213,17 @@ def _concern(place: int, stream: str, frame: Frame) -> tuple[str | int, ...]:
     if not has_event and frame.token <= 0:
         return ()
     return place, stream, frame.token, int(has_event), frame.event_id or ""
+
+
+def _packed(frames: Iterable[Frame]) -> Iterator[Argument]:
+    """Yield the frames as arguments of APPEND: count, raw bytes, sizes and frames of each entry."""
+    for count, raw_bytes, sizes, packed in pack(frames):
+        yield from (count, raw_bytes, sizes, packed if len(packed) >= _LARGE else bytes(packed))
+
+
+def _seq_of(entry_id: bytes) -> int:
+    """Return the seq of the entry's last frame."""
+    return int(entry_id.partition(b"-")[0])
 
 
 def _least(*bounds: int | None) -> str | int:

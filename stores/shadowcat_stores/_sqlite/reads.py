@@ -10,6 +10,7 @@ from typing import Final
 import msgspec
 from msgspec.structs import replace
 
+from shadowcat_stores._packing import unpack
 from shadowcat_stores.base import Clock
 from shadowcat_stores.errors import StoreUnavailable
 from shadowcat_stores.records import Frame, Session, SessionPage, StreamClaim
@@ -30,15 +31,12 @@ _PAGE_OF_UPSTREAM: Final = """
 # Who has expired is not counted among all, but apart: they are few, as they are buried soon.
 _COUNT: Final = """
     SELECT sessions - (SELECT count(*) FROM sessions WHERE expires_at <= ?) FROM totals"""
-_FRAMES: Final = """
-    SELECT f.seq, f.frame FROM sessions AS s JOIN frames AS f ON f.session = s.number
-    WHERE s.id = ? AND s.expires_at > ? AND f.seq > ? ORDER BY f.seq LIMIT ?"""
-_FRAMES_OF_STREAM: Final = """
-    SELECT f.seq, f.frame FROM sessions AS s JOIN frames AS f ON f.session = s.number
-    WHERE s.id = ? AND s.expires_at > ? AND f.seq > ? AND f.stream = ? ORDER BY f.seq LIMIT ?"""
-_TAIL: Final = "SELECT seq, frame FROM frames WHERE session = ? AND seq > ? ORDER BY seq LIMIT ?"
-_TAIL_OF_STREAM: Final = """
-    SELECT seq, frame FROM frames WHERE session = ? AND seq > ? AND stream = ? ORDER BY seq LIMIT ?"""
+_ENTRIES: Final = """
+    SELECT s.id, s.seq - s.frames, e.last, e.sizes, e.frames
+    FROM sessions AS s JOIN entries AS e ON e.session = s.number
+    WHERE e.last > max(?, s.seq - s.frames) AND s."""
+_TAPE: Final = f"{_ENTRIES}id = ? AND s.expires_at > ? ORDER BY e.last"
+_TAIL: Final = f"{_ENTRIES}number = ? ORDER BY e.last"
 _LATEST: Final = """
     SELECT number, seq, expires_at FROM sessions
     WHERE number IN (SELECT value FROM json_each(?)) AND +expires_at > ?"""
@@ -66,7 +64,6 @@ class Reads:
         """Which file it is: numbers of sessions mean nothing in another one."""
         self._clock = clock
         self._session = msgspec.msgpack.Decoder(Session)
-        self._frame = msgspec.msgpack.Decoder(Frame)
 
     def session(self, session_id: str) -> Session | None:
         row = self.db.execute(_SESSION, (session_id, self._clock())).fetchone()
@@ -96,12 +93,9 @@ class Reads:
         return SessionPage(found)
 
     def frames(self, session_id: str, stream: str | None, after: int, limit: int | None) -> list[Frame]:
-        after, most = min(after, MOST), MOST if limit is None else min(limit, MOST)
-        if stream is None:
-            rows = self.db.execute(_FRAMES, (session_id, self._clock(), after, most))
-        else:
-            rows = self.db.execute(_FRAMES_OF_STREAM, (session_id, self._clock(), after, stream, most))
-        return [self._placed(*row) for row in rows]
+        after = min(after, MOST)
+        entries = self.db.execute(_TAPE, (after, session_id, self._clock()))
+        return _frames(entries, stream, after, MOST if limit is None else limit)
 
     def number(self, session_id: str) -> int | None:
         """Return what tells the session from an earlier or later one of the same id."""
@@ -122,11 +116,7 @@ class Reads:
         if latest is None:
             return None
         after = min(after, MOST)
-        if stream is None:
-            rows = self.db.execute(_TAIL, (number, after, limit))
-        else:
-            rows = self.db.execute(_TAIL_OF_STREAM, (number, after, stream, limit))
-        frames = [self._placed(*row) for row in rows]
+        frames = _frames(self.db.execute(_TAIL, (after, number)), stream, after, limit)
         ends = [after] + [frame.seq for frame in frames[-1:]]
         if len(frames) < limit:
             # Of the frames up to there, those of other streams are not worth another look.
@@ -156,5 +146,14 @@ class Reads:
         # A touch moves the expiry beside the record.
         return replace(self._session.decode(record), expires_at=expires_at)
 
-    def _placed(self, seq: int, frame: bytes) -> Frame:
-        return replace(self._frame.decode(frame), seq=seq)
+
+def _frames(
+    entries: Iterable[tuple[str, int, int, bytes, bytes]], stream: str | None, after: int, most: int
+) -> list[Frame]:
+    """Return the first `most` frames after a seq, of those that are left of the tape."""
+    found: list[Frame] = []
+    for session_id, trimmed, last, sizes, packed in entries:
+        found += unpack(session_id, last, sizes, packed, after=max(after, trimmed), stream=stream)
+        if len(found) >= most:
+            return found[:most]
+    return found

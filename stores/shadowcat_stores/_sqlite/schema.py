@@ -4,10 +4,16 @@ from __future__ import annotations
 
 import sqlite3
 from collections.abc import Callable, Sequence
+from itertools import groupby
+from operator import itemgetter
 from pathlib import Path
 from typing import Final, TypeAlias
 
+import msgspec
+
+from shadowcat_stores._packing import pack
 from shadowcat_stores.errors import StoreUnusable
+from shadowcat_stores.records import Frame
 
 Step: TypeAlias = Callable[[sqlite3.Connection], None]
 
@@ -61,13 +67,47 @@ _VERSION_1: Final = (
 )
 
 
+_VERSION_2: Final = (
+    # Of the frames that frame_bytes counts and the entries hold, those that are trimmed from the tape.
+    "ALTER TABLE sessions ADD COLUMN spare INTEGER NOT NULL DEFAULT 0",
+    # Many frames packed into a row, last being the seq of the last one. In the order in which they were
+    # written, not by session: a transaction writes for many sessions, and so changes few pages.
+    """CREATE TABLE entries (
+        place INTEGER PRIMARY KEY,
+        session INTEGER NOT NULL,
+        last INTEGER NOT NULL,
+        sizes BLOB NOT NULL,
+        frames BLOB NOT NULL
+    )""",
+    "CREATE UNIQUE INDEX entries_by_session ON entries (session, last)",
+)
+
+
 def _create(db: sqlite3.Connection) -> None:
     for statement in _VERSION_1:
         db.execute(statement)
     db.execute(f"PRAGMA application_id = {APPLICATION_ID}")
 
 
-STEPS: tuple[Step, ...] = (_create,)
+def _pack_frames(db: sqlite3.Connection) -> None:
+    for statement in _VERSION_2:
+        db.execute(statement)
+    decode = msgspec.msgpack.Decoder(Frame).decode
+    # Without those of sessions that are gone, which are cleared away at once so.
+    rows = db.execute("""
+        SELECT s.number, s.seq - s.frames, f.frame FROM frames AS f JOIN sessions AS s ON s.number = f.session
+        ORDER BY f.session, f.seq""")
+    for (number, last), tape in groupby(rows, key=itemgetter(0, 1)):
+        for entry in pack(decode(frame) for _, _, frame in tape):
+            last += entry.length
+            db.execute(
+                "INSERT INTO entries (session, last, sizes, frames) VALUES (?, ?, ?, ?)",
+                (number, last, entry.sizes, entry.packed),
+            )
+    db.execute("DROP TABLE frames")
+
+
+STEPS: tuple[Step, ...] = (_create, _pack_frames)
 """Step n brings a database from version n to n + 1; version 0 is an empty file."""
 
 

@@ -1,10 +1,11 @@
-"""A session's counters, and its streams, of which a `SQLiteStore` remembers those used last."""
+"""A session's streams, of which a `SQLiteStore` remembers those used last."""
 
 from __future__ import annotations
 
 import sqlite3
 from typing import Final
 
+from shadowcat_stores._sqlite.tape import Tape
 from shadowcat_stores.records import StreamClaim
 
 _FREE: Final = float("-inf")
@@ -21,38 +22,6 @@ _FORGET: Final = """
     DELETE FROM streams WHERE session = ? AND name IN (
         SELECT name FROM streams WHERE session = ? AND leased_until <= ? AND name <> ? ORDER BY used LIMIT ?
     )"""
-
-
-class Tape:
-    """The counters of a session, as they are in its row."""
-
-    __slots__ = ("frame_bytes", "frames", "number", "seq", "streams", "tokens", "uses")
-
-    def __init__(
-        self, number: int, seq: int, frames: int, frame_bytes: int, streams: int, uses: int, tokens: int
-    ) -> None:
-        self.number = number
-        self.seq = seq
-        self.frames = frames
-        self.frame_bytes = frame_bytes
-        self.streams = streams
-        self.uses = uses
-        self.tokens = tokens
-
-    def grow(self, size: int) -> None:
-        """Count one more frame."""
-        self.seq += 1
-        self.frames += 1
-        self.frame_bytes += size
-
-    def fits(self, most: int, most_bytes: int) -> bool:
-        """Return whether the frames are few and small enough; the newest one always is."""
-        return self.frames <= 1 or (self.frames <= most and self.frame_bytes <= most_bytes)
-
-    def shrink(self, frames: int, size: int) -> None:
-        """Count so many frames less."""
-        self.frames -= frames
-        self.frame_bytes -= size
 
 
 def newest_token(db: sqlite3.Connection, tape: Tape, stream: str) -> int:

@@ -7,9 +7,9 @@ from typing import Final
 
 _GRAVE: Final = "INSERT INTO graves SELECT number FROM sessions WHERE number = ? AND (seq > 0 OR uses > 0)"
 _EXPIRED: Final = "SELECT number FROM sessions WHERE expires_at <= ? ORDER BY expires_at LIMIT ?"
-_SOME_FRAMES: Final = """
-    DELETE FROM frames WHERE session = ? AND seq IN (
-        SELECT seq FROM frames WHERE session = ? ORDER BY seq LIMIT ?
+_SOME_ENTRIES: Final = """
+    DELETE FROM entries WHERE session = ? AND last IN (
+        SELECT last FROM entries WHERE session = ? ORDER BY last LIMIT ?
     )"""
 _SOME_STREAMS: Final = """
     DELETE FROM streams WHERE session = ? AND name IN (
@@ -44,7 +44,7 @@ def clear_graves(db: sqlite3.Connection, most: int) -> bool:
         if grave is None:
             return False
         (number,) = grave
-        for statement in (_SOME_FRAMES, _SOME_STREAMS):
+        for statement in (_SOME_ENTRIES, _SOME_STREAMS):
             most -= db.execute(statement, (number, number, most)).rowcount
         if most > 0:  # so that was all
             db.execute("DELETE FROM graves WHERE session = ?", grave)

@@ -2,37 +2,26 @@
 
 from __future__ import annotations
 
+import math
 import sqlite3
 from collections.abc import Sequence
-from itertools import chain, groupby
+from itertools import groupby
 from operator import attrgetter
 from typing import Final
 
-import msgspec
-
-from shadowcat_stores._sqlite.streams import Tape, claim_stream, newest_token, use_stream
+from shadowcat_stores._sqlite.streams import claim_stream, newest_token, use_stream
+from shadowcat_stores._sqlite.tape import Tape
 from shadowcat_stores._sqlite.tidy import bury, clear_graves, expired
 from shadowcat_stores.base import Clock
 from shadowcat_stores.errors import SessionConflict, SessionExists, SessionNotFound, StoreFull
 from shadowcat_stores.records import Frame, StoreLimits, StreamClaim, Window
 
-_TAPE: Final = """
-    SELECT number, seq, frames, frame_bytes, streams, uses, tokens FROM sessions
-    WHERE id = ? AND expires_at > ?"""
-_KEEP_TAPE: Final = """
-    UPDATE sessions SET seq = ?, frames = ?, frame_bytes = ?, streams = ?, uses = ?, tokens = ?
-    WHERE number = ?"""
-_INSERT: Final = "INSERT INTO frames VALUES (?, ?, ?, ?, ?)"
-_AT_ONCE: Final = 25
-_INSERT_MANY: Final = _INSERT + ", (?, ?, ?, ?, ?)" * (_AT_ONCE - 1)
-"""Takes a quarter less per row. More rows at once gain little more."""
-_SIZE: Final = "SELECT sum(size) FROM frames WHERE session = ? AND seq <= ?"
-_SIZES: Final = "SELECT seq, size FROM frames WHERE session = ? AND seq > ? ORDER BY seq"
 _RELEASE: Final = """
     UPDATE streams SET leased_until = ?
     WHERE session = (SELECT number FROM sessions WHERE id = ? AND expires_at > ?)
     AND name = ? AND token = ? AND leased_until > ?"""
 
+_NO_WINDOW: Final = Window()
 _stream_of = attrgetter("stream")
 
 
@@ -46,8 +35,6 @@ class Writes:
         self.db = db
         self._clock = clock
         self._limits = limits
-        self._bounds = Window(frames=limits.frames, bytes=limits.frame_bytes)
-        self._encode = msgspec.msgpack.Encoder().encode
         self.changed: set[int] = set()
         """The numbers of sessions that got frames or are gone, for those who follow them."""
         self.has_graves = True
@@ -116,21 +103,22 @@ class Writes:
         for place, frame in enumerate(frames):
             places.setdefault(frame.session_id, []).append(place)
         seqs = [0] * len(frames)
+        bounds = self._bounds(keep)
         for session_id, of_session in places.items():
             tape = self._tape(session_id)
             if tape is not None:
-                stored = self._append_to(tape, [frames[place] for place in of_session], keep)
+                stored = self._append_to(tape, [frames[place] for place in of_session], bounds)
                 for place, seq in zip(of_session, stored, strict=True):
                     seqs[place] = seq
         return seqs
 
     def append_one(self, frame: Frame, keep: Window | None) -> int:
-        (seq,) = self._append_to(self._require(frame.session_id), [frame], keep)
+        (seq,) = self._append_to(self._require(frame.session_id), [frame], self._bounds(keep))
         return seq
 
-    def _append_to(self, tape: Tape, frames: list[Frame], keep: Window | None) -> list[int]:
+    def _append_to(self, tape: Tape, frames: list[Frame], bounds: tuple[float, float]) -> list[int]:
         seqs: list[int] = []
-        rows: list[tuple[object, ...]] = []
+        stored: list[Frame] = []
         now = self._clock()
         # The frames in a row of one stream use it once: nothing gets in between.
         for stream, run in groupby(frames, key=_stream_of):
@@ -143,52 +131,29 @@ class Writes:
                     if frame.token < newest:
                         seqs.append(0)
                         continue
-                size = len(frame.envelope.raw)
-                tape.grow(size)
-                seqs.append(tape.seq)
-                rows.append((tape.number, tape.seq, stream, size, self._encode(frame)))
+                stored.append(frame)
+                seqs.append(tape.seq + len(stored))
                 if frame.event_id is not None and frame.direction == "server":
                     event_id = frame.event_id
             if stream is not None and event_id is not None:
                 use_stream(self.db, tape, stream, now, self._limits.streams, event_id=event_id)
-        self._insert(rows)
-        self._trim(tape, keep)
-        self._keep(tape)
+        tape.add(stored)
+        tape.trim(*bounds)
+        tape.keep()
         self.changed.add(tape.number)
         return seqs
 
-    def _insert(self, rows: list[tuple[object, ...]]) -> None:
-        whole = len(rows) - len(rows) % _AT_ONCE
-        for start in range(0, whole, _AT_ONCE):
-            self.db.execute(_INSERT_MANY, tuple(chain.from_iterable(rows[start : start + _AT_ONCE])))
-        self.db.executemany(_INSERT, rows[whole:])
-
-    def _trim(self, tape: Tape, keep: Window | None) -> None:
-        windows = (self._bounds,) if keep is None else (self._bounds, keep)
-        most = min((each.frames for each in windows if each.frames is not None), default=tape.frames)
-        most_bytes = min((each.bytes for each in windows if each.bytes is not None), default=tape.frame_bytes)
-        if tape.fits(most, most_bytes):
-            return
-        # There is no gap in a tape, so nobody has to look where those end that are too many.
-        last, too_many = tape.seq - tape.frames, tape.frames - max(most, 1)
-        if too_many > 0:
-            last += too_many
-            tape.shrink(too_many, self.db.execute(_SIZE, (tape.number, last)).fetchone()[0])
-        if not tape.fits(most, most_bytes):
-            for seq, size in self.db.execute(_SIZES, (tape.number, last)):
-                last = seq
-                tape.shrink(1, size)
-                if tape.fits(most, most_bytes):
-                    break
-        self.db.execute("DELETE FROM frames WHERE session = ? AND seq <= ?", (tape.number, last))
+    def _bounds(self, keep: Window | None) -> tuple[float, float]:
+        """Return how many frames and bytes a tape may have."""
+        limits, keep = self._limits, keep or _NO_WINDOW
+        return _least(limits.frames, keep.frames), _least(limits.frame_bytes, keep.bytes)
 
     def delete_frames(self, session_id: str) -> int:
         tape = self._tape(session_id)
         if tape is None:
             return 0
-        dropped, tape.frames, tape.frame_bytes = tape.frames, 0, 0
-        self.db.execute("DELETE FROM frames WHERE session = ?", (tape.number,))
-        self._keep(tape)
+        dropped = tape.clear()
+        tape.keep()
         return dropped
 
     # -- streams ------------------------------------------------------------------------------------
@@ -196,7 +161,7 @@ class Writes:
     def store_event_id(self, session_id: str, stream: str, event_id: str) -> None:
         tape = self._require(session_id)
         use_stream(self.db, tape, stream, self._clock(), self._limits.streams, event_id=event_id)
-        self._keep(tape)
+        tape.keep()
 
     def claim(self, session_id: str, stream: str, owner: str, lease: float) -> StreamClaim | None:
         tape = self._require(session_id)
@@ -204,7 +169,7 @@ class Writes:
             self.db, tape, stream, self._clock(), self._limits.streams, owner=owner, lease=lease
         )
         if claim is not None:
-            self._keep(tape)
+            tape.keep()
         return claim
 
     def release(self, session_id: str, stream: str, token: int) -> bool:
@@ -249,8 +214,7 @@ class Writes:
             raise StoreFull(f"the store holds {most} live sessions, as many as StoreLimits.sessions allows")
 
     def _tape(self, session_id: str) -> Tape | None:
-        row = self.db.execute(_TAPE, (session_id, self._clock())).fetchone()
-        return None if row is None else Tape(*row)
+        return Tape.find(self.db, session_id, self._clock())
 
     def _require(self, session_id: str) -> Tape:
         tape = self._tape(session_id)
@@ -258,9 +222,9 @@ class Writes:
             raise _not_found(session_id)
         return tape
 
-    def _keep(self, tape: Tape) -> None:
-        row = (tape.seq, tape.frames, tape.frame_bytes, tape.streams, tape.uses, tape.tokens, tape.number)
-        self.db.execute(_KEEP_TAPE, row)
+
+def _least(*bounds: int | None) -> float:
+    return min((bound for bound in bounds if bound is not None), default=math.inf)
 
 
 def _not_found(session_id: str) -> SessionNotFound:

@@ -1,20 +1,31 @@
-"""How frames lie in the server: many of them packed into one entry of the session's stream."""
+"""How frames lie in a store: many of them packed into one entry of their session's tape."""
 
 from __future__ import annotations
 
 import struct
-from collections.abc import Iterable, Sequence
-from typing import Final
+from collections.abc import Iterable, Iterator
+from typing import Final, NamedTuple
 
 import msgspec
 
-from shadowcat_stores._redis.scripts import Argument
-from shadowcat_stores.errors import StoreUnavailable
 from shadowcat_stores.records import Direction, Frame, JsonRpcId, Kind, MessageEnvelope
 
 ENTRY_FRAMES: Final = 128
 ENTRY_BYTES: Final = 64 * 1024
 """An entry takes no more: it goes as a whole when its last frame is trimmed, and is read as a whole."""
+
+
+class Entry(NamedTuple):
+    """Frames that follow each other on a tape."""
+
+    length: int
+    """How many they are."""
+    raw_bytes: int
+    """Of all their messages together."""
+    sizes: bytes
+    """Two 32 bit numbers for each: as packed, and of the raw message."""
+    packed: bytearray
+    """One after the other."""
 
 
 class _Packed(msgspec.Struct, frozen=True, array_like=True):
@@ -33,39 +44,34 @@ class _Packed(msgspec.Struct, frozen=True, array_like=True):
     token: int = 0
 
 
-_LARGE: Final = 32 * 1024
-"""Bytes from which an argument is sent from where it lies: for less, copying it costs less."""
-
 _encode_into = msgspec.msgpack.Encoder().encode_into
 _decode = msgspec.msgpack.Decoder(list[_Packed]).decode
 
 
-def pack(frames: Iterable[Frame]) -> list[Argument]:
-    """Return the frames as arguments of APPEND: count, raw bytes, sizes and frames of each entry.
+def pack(frames: Iterable[Frame]) -> Iterator[Entry]:
+    """Yield the entries that the frames take.
 
     Raises:
         ValueError: a frame holds what cannot be stored.
     """
-    arguments: list[Argument] = []
     packed, sizes = bytearray(), list[int]()
     total = end = 0
     for frame in frames:
         size = len(frame.envelope.raw)
         if sizes and (total + size > ENTRY_BYTES or len(sizes) == 2 * ENTRY_FRAMES):
-            arguments += _entry(packed, sizes, total)
+            yield _entry(packed, sizes, total)
             packed, sizes = bytearray(), []
             total = end = 0
         _pack(frame, packed)
         sizes += len(packed) - end, size
         end = len(packed)
         total += size
-    arguments += _entry(packed, sizes, total)
-    return arguments
+    if sizes:
+        yield _entry(packed, sizes, total)
 
 
-def _entry(packed: bytearray, sizes: list[int], total: int) -> list[Argument]:
-    frames = packed if len(packed) >= _LARGE else bytes(packed)
-    return [len(sizes) // 2, total, struct.pack(f"<{len(sizes)}I", *sizes), frames]
+def _entry(packed: bytearray, sizes: list[int], total: int) -> Entry:
+    return Entry(len(sizes) // 2, total, struct.pack(f"<{len(sizes)}I", *sizes), packed)
 
 
 def _pack(frame: Frame, end: bytearray) -> None:
@@ -90,26 +96,39 @@ def _pack(frame: Frame, end: bytearray) -> None:
         raise ValueError(f"a frame has a number of more than 64 bits: {exc}") from exc
 
 
-def seq_of(entry_id: bytes) -> int:
-    """Return the seq of the entry's last frame."""
-    return int(entry_id.partition(b"-")[0])
+def raw_sizes(sizes: bytes) -> tuple[int, ...]:
+    """Return how large the raw message of each frame is, given the sizes of its entry."""
+    return _numbers(sizes)[1::2]
 
 
-def unpack(session_id: str, entry_id: bytes, fields: Sequence[bytes]) -> list[Frame]:
-    """Return the frames of an entry; it is under the seq of its last one.
+def unpack(
+    session_id: str, last: int, sizes: bytes, packed: bytes, *, after: int = 0, stream: str | None = None
+) -> list[Frame]:
+    """Return those frames of an entry that have a higher seq than `after` and are of the stream.
+
+    Its last one has the seq `last`; `sizes` and `packed` are as the entry has them.
 
     Raises:
-        StoreUnavailable: it is none of ours.
+        msgspec.DecodeError: it is none of ours.
     """
-    sizes, packed = fields[1], fields[3]
+    if stream is not None and stream.encode() not in packed:
+        return []
     count = len(sizes) // 8
-    first = seq_of(entry_id) - count + 1
+    first = last - count + 1
+    if after >= first:
+        packed = packed[sum(_numbers(sizes)[: 2 * (after - first + 1) : 2]) :]
+        count, first = max(last - after, 0), after + 1
     # The frames lie there one after the other: with the head of an array before them they are one.
-    try:
-        found = _decode(b"\xdd" + count.to_bytes(4, "big") + packed)
-    except msgspec.DecodeError as exc:
-        raise StoreUnavailable(f"what Redis has under the store's prefix is no tape: {exc}") from exc
-    return [_unpack(session_id, seq, each) for seq, each in enumerate(found, first)]
+    found = _decode(b"\xdd" + count.to_bytes(4, "big") + packed)
+    return [
+        _unpack(session_id, seq, each)
+        for seq, each in enumerate(found, first)
+        if stream in (None, each.stream)
+    ]
+
+
+def _numbers(sizes: bytes) -> tuple[int, ...]:
+    return struct.unpack(f"<{len(sizes) // 4}I", sizes)
 
 
 def _unpack(session_id: str, seq: int, packed: _Packed) -> Frame:
