@@ -85,36 +85,46 @@ class Proxy:
         if request.method == "POST":
             request.messages = read_envelopes(request.body)
         session = await self.sessions.resolve(request)
-        if session is None and not begins_session(request):
-            is_get = request.method == "GET"
-            return await (self._get_alone(request) if is_get else self.sessionless.forward(request, watch))
-        if session is not None and request.method == "GET" and self._recorder.enabled:
+        if session is None:
+            return await self._without_session(request, watch)
+        if request.method == "GET" and self._recorder.enabled:
             return await self._get(request, session)
         stream = None
-        if session is not None and self._recorder.enabled:
+        if self._recorder.enabled:
             # In revisions with sessions a client that is lost has cancelled nothing.
             watch.patience = self._settings.adopt_seconds if request.method == "POST" else 0.0
             asked = _asked(request)
             stream = answer_name(asked)
             self._recorder.client_sent(session.id, request.messages, stream if asked else None)
-            await self._recorder.settle()
+            if self._recorder.durable_first:
+                await self._recorder.settle()
         response = await self.upstream.open(prepare_request(request, session, self.upstream))
-        if session is not None and response.status in REFUSALS:
+        if response.status in REFUSALS:
             session, response = await self._unless_forgotten(session, request, response)
         try:
-            relay = None
-            if session is not None:
-                if response.media is Media.OTHER or self.sessions.has_news(session, request, response):
-                    # The upstream has processed it: that its client has left by now must not undo our part.
-                    with spared():
-                        await self._settle(session, request, response)
-                if sets_standing_state(request):
-                    limit = self._settings.max_message_bytes
-                    await remember(self.sessions, session, request, response, limit)
-            else:
-                stream = answer_name(_asked(request))
-                relay = Relay(response, reader_for(response, self._settings.max_message_bytes))
-                session = await self._begin(request, response, relay, stream)
+            if response.media is Media.OTHER or self.sessions.has_news(session, request, response):
+                # The upstream has processed it: that its client has left by now must not undo our part.
+                with spared():
+                    await self._settle(session, request, response)
+            if sets_standing_state(request):
+                limit = self._settings.max_message_bytes
+                await remember(self.sessions, session, request, response, limit)
+            return await self._respond(request, session, response, stream)
+        except BaseException:
+            await response.aclose()
+            raise
+
+    async def _without_session(self, request: ClientRequest, watch: ClientWatch) -> Response:
+        """Return what the upstream answers to a request that names no session, and may begin one."""
+        if request.method == "GET":
+            return await self._get_alone(request)
+        if not begins_session(request):
+            return await self.sessionless.forward(request, watch)
+        response = await self.upstream.open(prepare_request(request, None, self.upstream))
+        try:
+            stream = answer_name(_asked(request))
+            relay = Relay(response, reader_for(response, self._settings.max_message_bytes))
+            session = await self._begin(request, response, relay, stream)
             return await self._respond(request, session, response, stream, relay)
         except BaseException:
             await response.aclose()

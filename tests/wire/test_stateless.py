@@ -13,7 +13,7 @@ import pytest
 from shadowcat.protocol import META_PROTOCOL_VERSION
 from tests.support.proxying import Proxied, proxied, request
 from tests.support.raw import raw_client, raw_request
-from tests.support.upstream import Connection, Received, ScriptedUpstream
+from tests.support.upstream import Connection, Received, ScriptedUpstream, result
 
 MODERN = {"MCP_Protocol_Version": "2026-07-28"}
 SUBSCRIPTION = "io.modelcontextprotocol/subscriptionId"
@@ -170,6 +170,48 @@ async def test_what_belongs_to_sessions_is_ignored(proxy: Proxied, upstream: Scr
     assert "mcp-session-id" not in response.headers
     assert upstream.received[-1].header(b"mcp-session-id") is None
     assert await proxy.sessions() == []
+
+
+async def test_a_session_id_that_a_server_gives_all_the_same_is_not_handed_on(
+    proxy: Proxied, upstream: ScriptedUpstream
+) -> None:
+    """A client that kept it would take the next server for the one that it has a session with."""
+
+    async def minting(received: Received, connection: Connection) -> None:
+        body = result(received.message["id"], {})
+        await connection.respond(body, ("Content-Type", "application/json"), ("Mcp-Session-Id", "u-1"))
+
+    upstream.script = minting
+    response = await proxy.post(request("tools/list"), **MODERN)
+    assert response.status_code == 200
+    assert "mcp-session-id" not in response.headers
+    assert await proxy.sessions() == []
+
+
+ONE_WAY: dict[str, Any] = {
+    "a notification": {"jsonrpc": "2.0", "method": "notifications/x"},
+    "a cancellation": {
+        "jsonrpc": "2.0",
+        "method": "notifications/cancelled",
+        "params": {"requestId": 1},
+    },
+    "a response": {"jsonrpc": "2.0", "id": 1, "result": {}},
+    "a batch": [request("tools/list", 1), request("tools/list", 2)],
+}
+
+
+@pytest.mark.parametrize("status", ["202 Accepted", "400 Bad Request"])
+@pytest.mark.parametrize("message", ONE_WAY.values(), ids=ONE_WAY)
+async def test_what_is_no_request_is_the_servers_to_take_or_refuse(
+    proxy: Proxied, upstream: ScriptedUpstream, message: Any, status: str
+) -> None:
+    async def script(received: Received, connection: Connection) -> None:
+        await connection.respond(status=status)
+
+    upstream.script = script
+    response = await proxy.post(message, **MODERN)
+    assert (response.status_code, response.content) == (int(status[:3]), b"")
+    assert [each.message for each in upstream.received] == [message]
 
 
 @pytest.mark.parametrize("method", ["GET", "DELETE"])

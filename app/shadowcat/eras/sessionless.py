@@ -98,7 +98,8 @@ class Sessionless:
             return None
         if session_id is not None:
             self._recorder.client_sent(session_id, request.messages, stream)
-            await self._recorder.settle()
+            if self._recorder.durable_first:
+                await self._recorder.settle()
         return session_id
 
     async def _respond(
