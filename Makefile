@@ -13,7 +13,7 @@ unexport PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := help
 .PHONY: help sync run test faults check fmt lint types imports cov wheel constraints clean
-.PHONY: bench bench-peers bench-stores bench-streams bench-recovery
+.PHONY: bench bench-growth bench-peers bench-stores bench-streams bench-recovery
 
 help: ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -85,6 +85,9 @@ wheel: $(SYNCED) ## build the wheel, install it into an empty environment, run t
 
 bench: $(SYNCED) ## measure against direct, nginx and a naive proxy (benchmarks/README.md)
 	$(BIN)/python -m benchmarks
+
+bench-growth: $(SYNCED) ## measure a call beside 10, 1,000 and 100,000 sessions (benchmarks/README.md)
+	$(BIN)/python -m benchmarks growth
 
 bench-peers: $(SYNCED) ## measure other MCP proxies, installed into .bench/ (benchmarks/README.md)
 	$(BIN)/python -m benchmarks peers

@@ -1,5 +1,6 @@
 """`python -m benchmarks` measures the proxies, `python -m benchmarks stores` the session stores,
-`python -m benchmarks streams` streams, `python -m benchmarks recovery` what happens after faults,
+`python -m benchmarks streams` streams, `python -m benchmarks growth` a call beside many sessions,
+`python -m benchmarks recovery` what happens after faults,
 `python -m benchmarks peers` other proxies for MCP, and `python -m benchmarks audit` checks Shadowcat's
 promises."""
 
@@ -15,6 +16,7 @@ from . import (
     audit,
     bench,
     environments,
+    growth,
     peers,
     peerspage,
     recovery,
@@ -53,7 +55,7 @@ def arguments() -> argparse.ArgumentParser:
     parser.add_argument("--cases", default="", metavar="NAMES", help="json-16,sse-16,json-1,sse-1")
     parser.add_argument("--output", metavar="FILE", help="default: benchmarks/results/<date>.md; - for none")
     parser.set_defaults(run=measure)
-    commands = parser.add_subparsers(metavar="audit|peers|recovery|stores|streams")
+    commands = parser.add_subparsers(metavar="audit|growth|peers|recovery|stores|streams")
     measures = commands.add_parser("stores", help=stores.__doc__, description=stores.__doc__)
     measures.add_argument("--seconds", type=float, default=0.3, help="of each operation, of each store")
     measures.add_argument("--rounds", type=int, default=5, help="of load on the proxies")
@@ -65,6 +67,7 @@ def arguments() -> argparse.ArgumentParser:
     )
     measures.set_defaults(run=measure_stores)
     _streams(commands.add_parser("streams", help=streams.__doc__, description=streams.__doc__))
+    _growth(commands.add_parser("growth", help=growth.__doc__, description=growth.__doc__))
     _recovery(commands.add_parser("recovery", help=recovery.__doc__, description=recovery.__doc__))
     _peers(commands.add_parser("peers", help=peers.__doc__, description=peers.__doc__))
     audits = commands.add_parser("audit", help=audit.__doc__, description=audit.__doc__)
@@ -91,6 +94,16 @@ def _streams(measures: argparse.ArgumentParser) -> None:
         "--output", metavar="FILE", help="default: benchmarks/results/<date>-streams.md; - for none"
     )
     measures.set_defaults(run=measure_streams)
+
+
+def _growth(measures: argparse.ArgumentParser) -> None:
+    measures.add_argument("--rounds", type=int, default=5)
+    measures.add_argument("--seconds", type=float, default=2.0, help="of load per size and round")
+    measures.add_argument("--sizes", default="10,1000,100000", metavar="NUMBERS", help="of sessions")
+    measures.add_argument(
+        "--output", metavar="FILE", help="default: benchmarks/results/<date>-growth.md; - for none"
+    )
+    measures.set_defaults(run=measure_growth)
 
 
 def _recovery(measures: argparse.ArgumentParser) -> None:
@@ -158,6 +171,15 @@ def measure_streams(given: argparse.Namespace) -> int:
     cores = Cores.choose()
     found = streams.run(plan, cores)
     publish(streamspage.page(plan, found, cores), given.output, f"{report.today()}-streams.md")
+    return int(found.failed)
+
+
+def measure_growth(given: argparse.Namespace) -> int:
+    sizes = tuple(sorted(int(size) for size in given.sizes.split(",") if size))
+    plan = growth.Plan(sizes, given.rounds, given.seconds)
+    cores = Cores.choose()
+    found = growth.run(plan, cores)
+    publish(growth.page(plan, found, cores), given.output, f"{report.today()}-growth.md")
     return int(found.failed)
 
 
