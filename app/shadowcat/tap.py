@@ -10,7 +10,7 @@ import msgspec
 
 from shadowcat.envelope import read_server_messages
 from shadowcat.readers import Arrival, Notice, may_matter, messages_of, short
-from shadowcat.sse import SSEBlock, SSEFramer, SSERun, with_id, write_event
+from shadowcat.sse import SSEBlock, SSEFramer, SSERun, SSEShape, with_id, write_event
 from shadowcat.stream_names import minted
 from shadowcat_stores import JsonRpcId, MessageEnvelope
 
@@ -108,25 +108,39 @@ class EventTap:
         return Taken(self._pass(SSEBlock(write_event(message), message), arrivals), arrivals)
 
     def _pass_run(self, run: SSERun) -> Taken:
-        shape, number, name = run.shape, self.position, self.name
-        before = b"id: %b-%%d\n%b" % (name.encode(), shape.before.replace(b"%", b"%%"))
+        shape = run.shape
+        if len(run.data) == 1:
+            return self._pass_one(shape, run.data[0])
+        number = self.position
+        before = b"id: %b-%%d\n%b" % (self.name.encode(), shape.before.replace(b"%", b"%%"))
         event, after = short(shape.event), shape.after
         parts: list[bytes] = []
         arrivals: list[Arrival | Notice] = []
-        has_news = len(run.data) == 1 or may_matter(after.join(run.data))
+        has_news = may_matter(after.join(run.data))
         for data in run.data:
             number += 1
             parts += (before % number, data, after)
-            event_id = minted(name, number) if self._explicit else None
+            event_id = minted(self.name, number) if self._explicit else None
             if has_news and may_matter(data):
-                messages = read_server_messages(data)
-                self._take_answers(messages)
-                arrivals.append(Arrival(messages, number, event, event_id))
+                arrivals.append(self._read(data, number, event, event_id))
             else:
                 arrivals.append(Notice(data, number, event, event_id))
         self.position = number
-        self.last_id = minted(name, number)
+        self.last_id = minted(self.name, number)
         return Taken(b"".join(parts), arrivals)
+
+    def _pass_one(self, shape: SSEShape, data: bytes) -> Taken:
+        self.position = number = self.position + 1
+        self.last_id = own = minted(self.name, number)
+        event_id = own if self._explicit else None
+        read = self._read if may_matter(data) else Notice
+        arrival = read(data, number, short(shape.event), event_id)
+        return Taken(b"id: %b\n%b%b%b" % (own.encode(), shape.before, data, shape.after), [arrival])
+
+    def _read(self, data: bytes, number: int, event: str | None, event_id: str | None) -> Arrival:
+        messages = read_server_messages(data)
+        self._take_answers(messages)
+        return Arrival(messages, number, event, event_id)
 
     def _pass(self, block: SSEBlock, arrivals: list[Arrival | Notice]) -> bytes:
         if block.retry is not None:
