@@ -71,7 +71,7 @@ class MCPEndpoint:
         try:
             if not self._service.running:
                 raise NotStarted
-            if self._service.draining and request.method == "GET":
+            if request.method == "GET" and self._service.draining:
                 raise Stopping
             self._check(request)
             await request.read_body(receive, settings.max_body_bytes)

@@ -218,11 +218,11 @@ class SessionManager:
         """Return whether the upstream's answer says something of the session that is to be kept."""
         if request.method == "DELETE":
             return True
-        return self._judged(session, request, response) is not session
-
-    def _judged(self, session: Session, request: ClientRequest, response: UpstreamResponse) -> Session:
-        """Return the session with what the upstream thinks of the request's credentials."""
         credentials = self._credentials(request)
+        return bool(credentials.values) and self._judged(session, credentials, response) is not session
+
+    def _judged(self, session: Session, credentials: Credentials, response: UpstreamResponse) -> Session:
+        """Return the session with what the upstream thinks of the credentials."""
         return judged(session, credentials, response.status, response.headers, self._store.clock())
 
     async def settle(self, session: Session, request: ClientRequest, response: UpstreamResponse) -> None:
@@ -234,7 +234,8 @@ class SessionManager:
             if request.method == "DELETE" and (response.status < 300 or response.status == 404):
                 await self.ask(self._end(session.id))
             else:
-                await self.update(session, lambda current: self._judged(current, request, response))
+                credentials = self._credentials(request)
+                await self.update(session, lambda current: self._judged(current, credentials, response))
         except StoreDown as exc:
             logger.warning("session %s could not be updated: %s", session.id, exc)
         finally:
