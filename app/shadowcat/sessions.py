@@ -101,7 +101,7 @@ class SessionManager:
         now = self._store.clock()
         if session.principal and not may_use(session, self._credentials(request), now):
             raise SessionUnknown
-        expires_at = now + self._lifetime(bool(session.message_endpoint))
+        expires_at = now + (self._lifetime(at_endpoint=True) if session.message_endpoint else self._ttl)
         if expires_at - session.expires_at >= self._touch_after:
             await self._prolong(session, expires_at)
         return session

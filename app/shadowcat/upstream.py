@@ -87,8 +87,9 @@ class UpstreamResponse:
         self.watch: Callable[[bytes], Awaitable[None]] | None = None
         """Awaited with each chunk before it is handed on."""
         self.media = Media.of(found.get(b"content-type"))
-        self.content_encoding: bytes = found.get(b"content-encoding", b"").strip().lower()
-        self.session_id: str | None = found.get(protocol.SESSION_ID, b"").decode("latin-1") or None
+        encoding, session_id = found.get(b"content-encoding"), found.get(protocol.SESSION_ID)
+        self.content_encoding: bytes = encoding.strip().lower() if encoding else b""
+        self.session_id: str | None = session_id.decode("latin-1") if session_id else None
 
     @classmethod
     def accepted(cls) -> Self:
