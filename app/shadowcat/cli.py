@@ -8,6 +8,7 @@ import re
 import socket
 from collections.abc import Iterator, Mapping
 from typing import Any, Final
+from urllib.parse import urlsplit
 
 import click
 from starlette.applications import Starlette
@@ -19,6 +20,7 @@ from shadowcat.serving import LOGGING, Server, address, listen
 from shadowcat.settings import DEFAULT_UPSTREAM, Deployment, parse_upstreams
 from shadowcat.workers import Worker, Workers
 
+_PORTS: Final = {"http": 80, "https": 443}
 _PORT: Final = click.IntRange(0, 65535)
 
 
@@ -68,6 +70,7 @@ def serve(upstreams: tuple[str, ...], host: str, port: int, **options: str | int
     if deployment.workers > 1:
         _check_workers(app)
     sockets = listen(host, port)
+    _check_loop(deployment.upstream, host, sockets)
     lines = "\n".join(_announcement(deployment, address(host, sockets)))
 
     def announce() -> None:
@@ -114,6 +117,25 @@ def _check_workers(app: Starlette) -> None:
             "several workers need a store that they share, and each would have its own of this one: choose "
             "--store sqlite:///shadowcat.db or --store redis://HOST/0, or leave out --workers"
         )
+
+
+def _check_loop(upstreams: Mapping[str, str], host: str, listeners: list[socket.socket]) -> None:
+    """See that the proxy is not its own upstream: a request would go round until no connection is left.
+
+    Raises:
+        click.UsageError: it is.
+    """
+    port = listeners[0].getsockname()[1]
+    own = {host, "localhost", *(listener.getsockname()[0] for listener in listeners)}
+    if own & {"0.0.0.0", "::"}:  # noqa: S104 - to compare with
+        own |= {"127.0.0.1", "::1"}
+    for url in upstreams.values():
+        parts = urlsplit(url)
+        if parts.hostname in own and (parts.port or _PORTS[parts.scheme]) == port:
+            raise click.UsageError(
+                f"the upstream {_shown(url)} is the address that the proxy itself listens on: name the MCP "
+                "server's, or choose another port with --port"
+            )
 
 
 def _announcement(deployment: Deployment, url: str) -> Iterator[str]:

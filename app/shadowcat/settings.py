@@ -8,7 +8,7 @@ import tomllib
 from collections.abc import Mapping
 from difflib import get_close_matches
 from pathlib import Path
-from typing import Any, Literal, Self, get_args, get_type_hints
+from typing import Any, Final, Literal, Self, get_args, get_type_hints
 from urllib.parse import urlsplit
 
 import msgspec
@@ -231,7 +231,8 @@ class Deployment(Settings, frozen=True, kw_only=True):
         _warn_of_unknown(environ, cls.__struct_fields__)
         unknown = sorted(values.keys() - set(cls.__struct_fields__))
         if unknown:
-            raise ValueError(f"unknown setting {unknown[0]!r}; known are {', '.join(cls.__struct_fields__)}")
+            hint = _NO_SETTINGS.get(unknown[0], f"known are {', '.join(cls.__struct_fields__)}")
+            raise ValueError(f"unknown setting {unknown[0]!r}; {hint}")
         try:
             return msgspec.convert(values, cls, strict=False)
         except msgspec.ValidationError as exc:
@@ -239,13 +240,13 @@ class Deployment(Settings, frozen=True, kw_only=True):
 
 
 def parse_upstreams(items: tuple[str, ...]) -> dict[str, str]:
-    """Return upstream URLs by name from items such as `URL` and `NAME=URL`.
+    """Return upstream URLs by name from items such as `URL`, `NAME=URL` and `NAME=URL,NAME=URL`.
 
     Raises:
         ValueError: an item is no such thing, or a name is given twice.
     """
     upstreams: dict[str, str] = {}
-    for item in items:
+    for item in (part for each in items for part in _BETWEEN_UPSTREAMS.split(each)):
         name, equals, url = item.partition("=")
         if not equals or "/" in name:
             name, url = DEFAULT_UPSTREAM, item
@@ -254,7 +255,7 @@ def parse_upstreams(items: tuple[str, ...]) -> dict[str, str]:
                 f"upstream {name!r} is given twice: give each a name of its own, as NAME=URL"
                 + (" (one without a name is called 'default')" if name == DEFAULT_UPSTREAM else "")
             )
-        upstreams[name] = check_upstream(name, url.strip())
+        upstreams[name.strip()] = check_upstream(name.strip(), url.strip())
     return upstreams
 
 
@@ -262,10 +263,12 @@ def check_upstream(name: str, url: str) -> str:
     """Return the URL of the upstream.
 
     Raises:
-        ValueError: the name cannot stand in a path, or the URL is none of http or https.
+        ValueError: the name cannot stand in a path, or the URL is none of http or https, or says more than
+            would be sent.
     """
     if not name or not all(each.isalnum() or each in "-_." for each in name):
         raise ValueError(f"upstream name {name!r} must be made of letters, digits, '-', '_' and '.'")
+    parts = urlsplit("")
     try:
         parts = urlsplit(url)
         right = parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
@@ -273,15 +276,32 @@ def check_upstream(name: str, url: str) -> str:
         right = False
     if not right:
         raise ValueError(f"upstream {url!r} is no URL such as http://127.0.0.1:3001/mcp")
+    if "@" in parts.netloc or parts.fragment:
+        # The URL itself stays out of the message: it may hold a password.
+        what = "credentials" if "@" in parts.netloc else "a fragment"
+        raise ValueError(
+            f"the URL of upstream {name!r} has {what}, which would not be sent: leave it out; what clients "
+            "say in Authorization passes"
+        )
     return url
 
 
 def _from_text(name: str, text: str) -> Any:
     if name == "upstream":
-        return parse_upstreams(tuple(part.strip() for part in text.split(",") if part.strip()))
+        return parse_upstreams(tuple(filter(None, (text.strip(" ,"),))))
     if name in ("allowed_origins", "allowed_hosts", "credential_headers", "auth_paths"):
         return tuple(part.strip() for part in text.split(",") if part.strip())
     return text
+
+
+_BETWEEN_UPSTREAMS: Final = re.compile(r",\s*(?=(?:[\w.-]+=)?[a-z]+://)")
+"""A comma that does not stand in a URL."""
+_NO_SETTINGS: Final = {
+    "host": "it is an option of the command: --host ADDRESS",
+    "port": "it is an option of the command: --port NUMBER",
+    "shadowcat": "settings stand at the top of the file, in no table",
+}
+"""What is taken for a setting, and what to do instead."""
 
 
 def _warn_of_unknown(environ: Mapping[str, str], known: tuple[str, ...]) -> None:
@@ -294,6 +314,9 @@ def _warn_of_unknown(environ: Mapping[str, str], known: tuple[str, ...]) -> None
             and (meant := get_close_matches(name, names, 1, 0.85))
         ):
             logger.warning("the environment variable %s is no setting; do you mean %s?", name, meant[0])
+    for name in ("host", "port"):
+        if PREFIX + name.upper() in environ:
+            logger.warning("%s is no setting: %s", PREFIX + name.upper(), _NO_SETTINGS[name])
 
 
 def _in_words(message: str, types: Mapping[str, Any]) -> str:

@@ -22,6 +22,8 @@ def store_from_url(url: str) -> SessionStore:
             what there is, or what to install.
     """
     scheme = urlsplit(url).scheme
+    if not scheme:
+        raise ValueError("the store is named by a URL, such as memory:// or sqlite:///shadowcat.db")
     found = {point.name: point for point in entry_points(group=ENTRY_POINTS)}
     if scheme not in found:
         known = ", ".join(f"{name}://" for name in sorted(found))

@@ -79,7 +79,7 @@ async def test_what_a_proxy_in_front_takes_off_stands_in_the_addresses_that_clie
 
 
 async def test_what_may_be_secret_is_not_said() -> None:
-    async with serving("--upstream", "https://user:hush@example.com/mcp?key=hush") as (command, _):
+    async with serving("--upstream", "https://example.com/mcp?key=hush") as (command, _):
         assert "-> https://example.com/mcp\n" in command.output
         assert "hush" not in command.output
 
@@ -105,6 +105,9 @@ async def test_an_option_beats_the_environment_which_beats_the_file(tmp_path: Pa
         ("--upstream 127.0.0.1:9", {}, "upstream '127.0.0.1:9' is no URL such as http://127.0.0.1:3001/mcp"),
         ("--upstream a=http://x/mcp --upstream a=http://y/mcp", {}, "give each a name of its own"),
         ("--upstream a/b=http://x/mcp", {}, "is no URL such as http://"),
+        ("--upstream http://me:pw@x/mcp", {}, "has credentials, which would not be sent"),
+        ("--upstream http://x/mcp#a", {}, "has a fragment, which would not be sent"),
+        (f"--upstream {URL} --store memory", {}, "named by a URL, such as memory://"),
         (f"--upstream {URL} --store mongo://host", {}, "no store is installed for 'mongo://'"),
         (f"--upstream {URL} --tape some", {}, "is not one of 'off', 'window', 'full'"),
         (f"--upstream {URL} --port 70000", {}, "'--port': 70000 is not in the range"),
@@ -125,11 +128,35 @@ async def test_a_wrong_setting_is_an_error_that_names_the_remedy(
     assert "Traceback" not in output
 
 
+async def test_a_proxy_in_front_of_itself_is_refused() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    for host, own in (("127.0.0.1", "127.0.0.1"), ("127.0.0.1", "localhost"), ("0.0.0.0", "127.0.0.1")):
+        where = f"http://{own}:{port}/mcp"
+        code, output = await result_of(
+            "shadowcat", "serve", "--upstream", where, "--host", host, "--port", str(port)
+        )
+        assert code == 2
+        assert f"the upstream {where} is the address that the proxy itself listens on" in output
+
+
+async def test_an_option_that_is_set_as_a_variable_is_said_to_be_none() -> None:
+    async with serving("--upstream", URL, env={"SHADOWCAT_PORT": "1"}) as (command, _):
+        await command.says("SHADOWCAT_PORT is no setting: it is an option of the command: --port NUMBER")
+
+
+async def test_upstreams_are_written_as_in_the_environment_too() -> None:
+    async with serving("--upstream", f"a={URL}, b={URL}?x=1,2") as (command, base):
+        assert f"{base}/a/mcp -> {URL}\n" in command.output
+        assert f"{base}/b/mcp -> {URL}\n" in command.output
+
+
 @pytest.mark.parametrize(
     ("text", "said"),
     [
         ("tape = ", "is no TOML: Invalid value (at "),
         ('tpae = "off"', "unknown setting 'tpae'; known are tape, "),
+        ("port = 8080", "unknown setting 'port'; it is an option of the command: --port NUMBER"),
         ("upstream = 3", "upstream: Expected `object`, got `int`"),
         ('upstream = "x"', "upstream 'x' is no URL such as"),
     ],

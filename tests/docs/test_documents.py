@@ -15,6 +15,7 @@ from uvicorn.main import main as uvicorn
 
 from shadowcat import __version__, cli
 from shadowcat.settings import Deployment, parse_upstreams
+from shadowcat_stores import Frame, MessageEnvelope, Session, store_from_url
 from tests.docs import tables
 from tests.docs._markdown import ROOT, Block, blocks, links
 from tests.support.plain import plain_http
@@ -41,6 +42,20 @@ async def test_an_app_of_the_documents_serves(block: Block, upstream: ScriptedUp
             assert (await proxy.call()).status_code == 200
             sessions.add(proxy.session_id)
     assert len(sessions) == len(block.serves)
+
+
+async def test_tapes_are_shown(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (block,) = (each for each in blocks("python", "module") if each.names == ("show_tapes",))
+    names: dict[str, Any] = {}
+    exec(compile(block.text, str(block), "exec", dont_inherit=True), names)  # noqa: S102
+    url = f"sqlite:///{tmp_path}/shadowcat.db"
+    async with store_from_url(url) as store:
+        now = store.clock()
+        await store.create_session(Session(id="s", created_at=now, expires_at=now + 60, upstream="default"))
+        message = MessageEnvelope(b'{"jsonrpc":"2.0","method":"x"}', "notification", "x")
+        await store.add_frame(Frame(session_id="s", direction="client", envelope=message, at=now))
+        await names["show_tapes"](url)
+    assert capsys.readouterr().out == f"s 1 client {message.raw.decode()}\n"
 
 
 @pytest.mark.parametrize("block", blocks("toml"), ids=str)

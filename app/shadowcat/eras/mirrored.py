@@ -43,15 +43,14 @@ def _check(request: ClientRequest, message: MessageEnvelope) -> None:
     method = message.method or ""
     version, name = stated(message.raw, protocol.NAMED_BY.get(method))
     expected = {protocol.PROTOCOL_VERSION: version, protocol.METHOD: method, protocol.NAME: name}
-    for (
-        header,
-        value,
-    ) in request.headers:  # each of them where one is repeated: readers differ in which counts
+    # Each of them where one is repeated: readers differ in which counts.
+    for header, value in request.headers:
         wanted = expected.get(header)
         if wanted is not None and _read(header, value) != wanted:
+            how = ", as =?base64?…?= where that is no plain ASCII" if header == protocol.NAME else ""
             raise HeaderMismatch(
-                f"The header {header.decode()} says something else than the body: send what the body has, as "
-                "=?base64?…?= where that is no plain ASCII. Nothing was sent to the MCP server."
+                f"The header {header.decode()} says something else than the body: send what the body has"
+                f"{how}. Nothing was sent to the MCP server."
             )
 
 
