@@ -26,7 +26,7 @@ from shadowcat.live_responses import LiveResponse
 from shadowcat.protocol import CHALLENGES
 from shadowcat.responses import RelayResponse, error_response, problem_response
 from shadowcat.service import Service
-from shadowcat.upstream import Upstream
+from shadowcat.upstream import Media, Upstream
 from shadowcat.watch import ClientWatch
 from shadowcat.wellknown import AUTHORIZATION_SERVER
 from shadowcat_stores import StoreError
@@ -35,6 +35,9 @@ logger = logging.getLogger("shadowcat")
 
 _PASSED_KEPT: Final = 100
 """How many different sets of headers are known to be in order: clients have few, and an attacker many."""
+
+_LAST_WORDS: Final = 1.0
+"""Seconds that a slow client has to take how a stream ended."""
 
 METHODS = ("GET", "POST", "DELETE", "OPTIONS")
 
@@ -97,11 +100,13 @@ class MCPEndpoint:
             return
         if response is None:
             await _tell(Stopping() if watch.harmless else _STOPPED, request)(scope, receive, send)
-        elif is_get:
-            await send({"type": "http.response.body", "body": b"", "more_body": False})
-        else:
-            # Let out, so that what is cut does not look complete, whatever stands around this app.
-            raise UpstreamBroke("The response was cut because the server stops.")
+            return
+        if is_get and _is_stream(response):
+            with anyio.move_on_after(_LAST_WORDS):
+                await send({"type": "http.response.body", "body": b"", "more_body": False})
+                return
+        # Let out, so that what is cut does not look complete, whatever stands around this app.
+        raise UpstreamBroke("The response was cut because the server stops.")
 
     def _check(self, request: ClientRequest) -> None:
         """Refuse what must not be forwarded. What has passed once passes again: the look takes 4 µs."""
@@ -120,6 +125,10 @@ def _hand_over(watch: ClientWatch, response: Response) -> None:
         watch.hand_to(response)
     elif not (isinstance(response, RelayResponse) and response.is_recorded_whole):
         watch.lose_patience()
+
+
+def _is_stream(response: Response) -> bool:
+    return Media.of(dict(response.raw_headers).get(b"content-type")) is Media.SSE
 
 
 def _tell(error: ShadowcatError, request: ClientRequest, upstream: str = "") -> Response:

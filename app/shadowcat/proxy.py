@@ -278,7 +278,7 @@ class Proxy:
         headers = response_headers(response.headers, session, self._settings)
         is_recorded = session is not None and stream is not None and self._recorder.enabled
         limit = self._settings.max_message_bytes
-        is_answer = response.media is Media.SSE and not response.content_encoding and request.method == "POST"
+        is_answer = request.method == "POST" and is_stream(response)
         whole = response.take_whole() if relay is None else None
         if session is not None and stream is not None and is_recorded and is_answer:
             return await self._live(request, session, response, stream, headers, relay, whole)

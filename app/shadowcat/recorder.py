@@ -80,6 +80,7 @@ class Recorder:
         """Runs while somebody waits, until there is progress."""
         self._lock = anyio.Lock()
         self._task: asyncio.Task[None] | None = None
+        self._flushes: set[asyncio.Task[None]] = set()
 
     @property
     def waiting(self) -> int:
@@ -278,13 +279,19 @@ class Recorder:
 
     async def flush(self) -> None:
         """Return when all that was recorded before is in the store, or the store refused it."""
-        async with self._lock:
-            await self._write_all()
+        if not (self._waiting or self._dropped or self._lock.locked()):
+            return
+        # In a task of its own: cancelled in a write, it would leave nobody to say how that ended.
+        flushing = asyncio.get_running_loop().create_task(self._write_all())
+        self._flushes.add(flushing)
+        flushing.add_done_callback(self._flushes.discard)
+        await asyncio.shield(flushing)
 
     async def _write_all(self) -> None:
-        while self._waiting or self._dropped:
-            if not await self._begin_write():
-                return
+        async with self._lock:
+            while self._waiting or self._dropped:
+                if not await self._begin_write():
+                    return
 
     async def _begin_write(self) -> bool:
         self._mark_gaps()
@@ -299,10 +306,8 @@ class Recorder:
         batch, self._waiting = self._waiting[: self._most], self._waiting[self._most :]
         frames = [each.whole() for each in batch]
         try:
-            # Not cancelled half way: nobody would know whether these frames are in the store.
-            with anyio.CancelScope(shield=True):
-                await self.ambient.prepare(frames)
-                seqs = await self._store.add_frames(frames, keep=self._keep)
+            await self.ambient.prepare(frames)
+            seqs = await self._store.add_frames(frames, keep=self._keep)
         except StoreError as exc:
             self._try_again(batch)
             self._fails(str(exc))

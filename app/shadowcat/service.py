@@ -88,6 +88,7 @@ class Service:
         """Open what requests need; at the end write what is recorded, and close what was opened here."""
         if self.running:
             raise RuntimeError("this Shadowcat app runs already: enter its lifespan once, in one place")
+        self.watches = Watches()  # their timer is of this loop
         async with AsyncExitStack() as stack:
             if not self.store.is_open:
                 await self._open_store(stack)

@@ -73,8 +73,8 @@ class ClientWatch:
     """
 
     __slots__ = (
-        "_among", "_answer", "_block", "_cancels_before", "_is_cancelled", "_is_due", "_is_over", "_late",
-        "_receive", "_spared", "_watcher", "harmless", "has_left", "patience", "was_cut",
+        "_among", "_answer", "_around", "_block", "_cancels_before", "_is_cancelled", "_is_due", "_is_over",
+        "_late", "_receive", "_spared", "_watcher", "harmless", "has_left", "patience", "was_cut",
     )  # fmt: skip
 
     def __init__(self, receive: Receive, among: Watches, *, harmless: bool = False) -> None:
@@ -100,6 +100,7 @@ class ClientWatch:
     def __enter__(self) -> Self:
         self._block: asyncio.Task[Any] = asyncio.current_task()  # type: ignore[assignment]
         self._cancels_before = self._block.cancelling()
+        self._around = _watching.get()
         _watching.set(self)
         self._among.add(self)
         return self
@@ -128,7 +129,7 @@ class ClientWatch:
         if self._answer is not None:
             self._answer.cut()
         else:
-            self.was_cut = True
+            self.was_cut = not self.has_left
             self._leave()
 
     def stop(self) -> None:
@@ -145,10 +146,11 @@ class ClientWatch:
     ) -> bool:
         self.stop()
         self._among.discard(self)
-        _watching.set(None)
+        _watching.set(self._around)
         if self._late is not None:
             self._late.cancel()
         if not self._is_cancelled:
+            self.was_cut = False  # it came to its end while it was spared
             return False
         # Somebody else may want to cancel it as well.
         is_ours = self._block.uncancel() <= self._cancels_before

@@ -90,6 +90,12 @@ async def resuming(proxy: Proxied, event_id: str | None, **headers: str) -> Asyn
         yield Events(response)
 
 
+async def attached(proxy: Proxied) -> None:
+    """Return when somebody listens to each stream."""
+    while not all(stream.listener is not None for stream in proxy.service.streams.all()):
+        await anyio.lowlevel.checkpoint()
+
+
 async def detached(proxy: Proxied) -> None:
     """Return when nobody listens to any stream."""
     while any(stream.listener is not None for stream in proxy.service.streams.all()):

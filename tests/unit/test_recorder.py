@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 from collections.abc import Sequence
 
@@ -303,3 +304,29 @@ async def test_an_answer_waits_for_the_store_only_where_another_replica_may_have
     assert store.batches == ([] if alone else [1])
     await recorder.stop()
     assert store.batches == [1]
+
+
+async def test_who_waits_for_a_write_and_is_cancelled_undoes_nothing() -> None:
+    class SlowStore(WatchedStore):
+        goes_on = asyncio.Event()
+
+        async def add_frames(self, frames: Sequence[Frame], *, keep: Window | None = None) -> list[int]:
+            self.wrote.set()
+            await self.goes_on.wait()
+            return await super().add_frames(frames, keep=keep)
+
+    store = SlowStore()
+    await store.open()
+    await store.create_session(Session(id="s", created_at=0, expires_at=100))
+    recorder = Recorder(store, Settings(), Counters())
+    recorder.client_sent("s", [message()])
+    flushing = asyncio.create_task(recorder.flush())
+    with anyio.fail_after(5):
+        await store.wrote.wait()
+        flushing.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await flushing
+        store.goes_on.set()
+        await recorder.flush()
+    assert store.batches == [1]
+    assert len(await store.get_frames("s")) == 1

@@ -169,3 +169,36 @@ async def test_it_can_be_cut_once() -> None:
             await turns()
     assert watch.was_cut
     await turns()
+
+
+async def test_what_ends_while_it_is_spared_was_not_cut() -> None:
+    client = Client()
+    with ClientWatch(client.receive, Watches()) as watch:
+        with spared():
+            watch.cut()
+            await turns()
+        watch.stop()
+    assert not watch.was_cut
+
+
+async def test_of_a_client_that_has_left_nothing_is_cut() -> None:
+    client = Client()
+    with anyio.fail_after(5), ClientWatch(client.receive, Watches()) as watch:
+        watch.patience = 60.0
+        await client.leave()
+        watch.cut()
+        await anyio.sleep_forever()
+    assert not watch.was_cut
+
+
+async def test_one_within_another_leaves_that_as_it_was() -> None:
+    client = Client()
+    done: list[str] = []
+    with anyio.fail_after(5), ClientWatch(client.receive, Watches()):
+        with ClientWatch(Client().receive, Watches()):
+            pass
+        with spared():
+            await client.leave()
+            done.append("spared")
+        await anyio.sleep_forever()
+    assert done == ["spared"]

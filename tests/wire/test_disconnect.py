@@ -73,7 +73,8 @@ async def test_the_upstream_is_closed_when_the_client_leaves(
             await held.begun.wait()
             if first is not None:
                 await reader.readuntil(b"\r\n\r\n")
-                assert len(proxy.service.streams) == 1
+                while len(proxy.service.streams) != 1:  # a GET's response and its stream count apart at first
+                    await anyio.lowlevel.checkpoint()
         await held.left.wait()
         await nothing_is_open(proxy)
     assert len(upstream.forwarded) == 1

@@ -278,3 +278,31 @@ async def test_a_host_that_cancels_the_app_when_the_client_leaves_ends_its_strea
                 (lost,) = await Events(response).rest()
     assert message(lost)["error"]["data"] == {"reason": "ambiguous_delivery"}
     assert len(upstream.forwarded) == 1
+
+
+def test_an_app_that_runs_again_in_another_loop_notices_that_clients_leave() -> None:
+    async def answer(request: httpx2.Request) -> httpx2.Response:
+        if request.url.query == b"held":
+            await anyio.sleep_forever()
+        return httpx2.Response(200)
+
+    app = create_app(MemoryStore(), upstream="http://server.test/mcp", transport=httpx2.MockTransport(answer))
+
+    async def ask(query: bytes) -> list[Any]:
+        messages = [{"type": "http.disconnect"}, {"type": "http.request"}]
+        sent: list[Any] = []
+
+        async def receive() -> Any:
+            return messages.pop()
+
+        async def send(message: Any) -> None:
+            sent.append(message)
+
+        scope = {"type": "http", "method": "GET", "path": "/mcp", "query_string": query, "scheme": "http"}
+        async with lifespan_of(app):
+            with anyio.fail_after(5):
+                await app({**scope, "headers": [], "app": app}, receive, send)
+        return sent
+
+    assert anyio.run(ask, b"") != []
+    assert anyio.run(ask, b"held") == []

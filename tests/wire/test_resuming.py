@@ -9,7 +9,18 @@ from shadowcat.sse import SSEBlock
 from tests.support.events import Events, message
 from tests.support.plain import plain_http
 from tests.support.proxying import Proxied, proxied, request
-from tests.support.told import POST, Told, calling, cancelled, detached, numbers, progress, recorded, resuming
+from tests.support.told import (
+    POST,
+    Told,
+    attached,
+    calling,
+    cancelled,
+    detached,
+    numbers,
+    progress,
+    recorded,
+    resuming,
+)
 from tests.support.upstream import Connection, Received, ScriptedUpstream, result
 
 
@@ -295,6 +306,7 @@ async def test_what_came_while_nobody_listened_is_delivered(proxy: Proxied, told
     with anyio.fail_after(5):
         async with resuming(proxy, None):
             await told.opened(1)
+            await attached(proxy)
         await detached(proxy)
         await told.send(1, progress(1))
         await recorded(proxy, 1)

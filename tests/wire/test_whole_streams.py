@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Awaitable, Callable
 
 import anyio
@@ -86,3 +87,28 @@ async def test_of_a_stream_that_passes_unread_the_head_passes_too(
             async with proxy.stream("POST", request("tools/call", "c-1")) as response:
                 assert ("content-length" in response.headers) is (tape == "off")
                 assert b"done" in await response.aread()
+
+
+@pytest.mark.parametrize("at_once", [True, False])
+async def test_a_refusal_that_comes_as_events_stays_one(
+    proxy: Proxied, upstream: ScriptedUpstream, at_once: bool
+) -> None:
+    event = b"data: %b\n\n" % result("c-1", "no")
+    rest = asyncio.Event()
+
+    async def script(received: Received, connection: Connection) -> None:
+        head = b"HTTP/1.1 403 No\r\nContent-Type: text/event-stream\r\nTransfer-Encoding: chunked\r\n\r\n"
+        chunk = b"%x\r\n%b\r\n0\r\n\r\n" % (len(event), event)
+        await connection.send(head + chunk if at_once else head)
+        if not at_once:
+            await rest.wait()
+            await connection.send(chunk)
+
+    await proxy.begin()
+    upstream.script = script
+    with anyio.fail_after(5):
+        async with proxy.stream("POST", request("tools/call", "c-1")) as response:
+            assert response.status_code == 403
+            rest.set()
+            assert await response.aread() == event
+    assert [frame.envelope.id for frame in await proxy.tape()] == ["init-1", "init-1", "c-1", "c-1"]
