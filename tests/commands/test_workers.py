@@ -21,6 +21,7 @@ from tests.commands.test_serve import serving
 from tests.support.events import Events, message
 from tests.support.plain import plain_http
 from tests.support.proxying import INITIALIZE, request
+from tests.support.redis import redis_server
 from tests.support.upstream import Connection, Received, ScriptedUpstream, result
 
 URL = "http://127.0.0.1:9/mcp"
@@ -35,6 +36,13 @@ GUNICORN = (
 async def under_serve(upstream: ScriptedUpstream) -> AsyncIterator[str]:
     async with serving(*TWO, "--upstream", upstream.url) as (_, base):
         yield base
+
+
+@asynccontextmanager
+async def under_serve_with_redis(upstream: ScriptedUpstream) -> AsyncIterator[str]:
+    with redis_server() as redis:
+        async with serving(*TWO, "--upstream", upstream.url, "--store", redis.url) as (_, base):
+            yield base
 
 
 @asynccontextmanager
@@ -112,7 +120,9 @@ async def workers_of(command: Command) -> set[int]:
     return {int(pid) for pid, parent in pairs if int(parent) == command.pid}
 
 
-@pytest.mark.parametrize("server", [under_serve, under_gunicorn, under_gunicorn_forked_late])
+@pytest.mark.parametrize(
+    "server", [under_serve, under_serve_with_redis, under_gunicorn, under_gunicorn_forked_late]
+)
 async def test_a_session_is_served_by_whichever_worker(server, upstream: ScriptedUpstream) -> None:  # type: ignore[no-untyped-def]
     async with server(upstream) as base, one_at_each(base) as (one, other):
         for beginner, follower in ((one, other), (other, one)):
@@ -124,7 +134,8 @@ async def test_a_session_is_served_by_whichever_worker(server, upstream: Scripte
     assert sent[-6:] == [0, 1, 2] * 2
 
 
-async def test_a_stream_goes_on_at_the_other_worker(upstream: ScriptedUpstream) -> None:
+@pytest.mark.parametrize("server", [under_serve, under_serve_with_redis])
+async def test_a_stream_goes_on_at_the_other_worker(server, upstream: ScriptedUpstream) -> None:  # type: ignore[no-untyped-def]
     client_left = anyio.Event()
 
     async def answer(received: Received, connection: Connection) -> None:
@@ -139,7 +150,7 @@ async def test_a_stream_goes_on_at_the_other_worker(upstream: ScriptedUpstream) 
         await connection.end_stream()
 
     upstream.script = answer
-    async with under_serve(upstream) as base, one_at_each(base) as (one, other):
+    async with server(upstream) as base, one_at_each(base) as (one, other):
         session = await one.begin()
         asked = request("tools/call", "slow")
         async with one.http.stream("POST", base + "/mcp", json=asked, headers=session) as response:
