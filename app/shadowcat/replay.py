@@ -30,6 +30,9 @@ class Cursor:
     asked: set[JsonRpcId] = field(default_factory=set)
     """The requests that the stream is to answer, where the tape still has them."""
     answered: set[JsonRpcId] = field(default_factory=set)
+    had: int = 0
+    """The number of the event that the client came back with: it has this one and all before it, also where
+    the replica that sent them has yet to write them."""
     has_gap: bool = False
     """Whether the tape could not take all of it: something is missing before this place."""
 
@@ -62,7 +65,7 @@ class Cursor:
             self._pass(event)
             if self.has_gap:
                 return
-            if event[0].direction == "server":
+            if event[0].direction == "server" and event[0].position > self.had:
                 yield _bytes(event)
 
     def skip(self, frames: Sequence[Frame]) -> None:
@@ -136,6 +139,7 @@ def _after_position(name: str, position: int, frames: Sequence[Frame]) -> Cursor
         return None
     # The newest events may have got lost with the process that sent them: the client has them all the same.
     cursor.position = max(cursor.position, position)
+    cursor.had = position
     return cursor
 
 
