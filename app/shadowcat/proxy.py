@@ -125,7 +125,8 @@ class Proxy:
             stream = answer_name(_asked(request))
             relay = Relay(response, reader_for(response, self._settings.max_message_bytes))
             session = await self._begin(request, response, relay, stream)
-            return await self._respond(request, session, response, stream, relay)
+            name = stream if self._recorder.enabled else None
+            return await self._respond(request, session, response, name, relay)
         except BaseException:
             await response.aclose()
             raise
@@ -275,26 +276,35 @@ class Proxy:
         stream: str | None = None,
         relay: Relay | None = None,
     ) -> Response:
+        """Return the response that relays this one.
+
+        Args:
+            request: the client's.
+            session: what it belongs to.
+            response: what the upstream answers.
+            stream: the name that the answer is recorded under; `None` where it is not recorded.
+            relay: what has read of the answer already.
+        """
         headers = response_headers(response.headers, session, self._settings)
-        is_recorded = session is not None and stream is not None and self._recorder.enabled
         limit = self._settings.max_message_bytes
-        is_answer = request.method == "POST" and is_stream(response)
+        is_json = response.media is Media.JSON
         whole = response.take_whole() if relay is None else None
-        if session is not None and stream is not None and is_recorded and is_answer:
-            return await self._live(request, session, response, stream, headers, relay, whole)
+        if session is not None and stream is not None:
+            if request.method == "POST" and is_stream(response):
+                return await self._live(request, session, response, stream, headers, relay, whole)
+            if whole is not None:
+                arrived = read_whole(response, whole, limit)
+                await self._recorder.pass_on(session.id, arrived, None if is_json else stream)
         if whole is not None:
-            if session is not None and is_recorded:
-                name = None if response.media is Media.JSON else stream
-                await self._recorder.pass_on(session.id, read_whole(response, whole, limit), name)
             return WholeResponse(response.status, headers, whole)
-        relay = relay or Relay(response, reader_for(response, limit) if is_recorded else None)
-        if session is None or relay.reader is None or stream is None:
-            body = relay.body()
+        relay = relay or Relay(response, None if stream is None else reader_for(response, limit))
+        is_recorded = session is not None and stream is not None and relay.reader is not None
+        if session is not None and is_recorded:
+            body = relay.recorded(self._recorder, session.id, None if is_json else stream)
         else:
-            body = relay.recorded(self._recorder, session.id, stream)
-        is_recorded = session is not None and relay.reader is not None and response.media is Media.JSON
+            body = relay.body()
         close = self._streams.counted(response)
-        return RelayResponse(response.status, headers, body, close, is_recorded_whole=is_recorded)
+        return RelayResponse(response.status, headers, body, close, is_recorded_whole=is_recorded and is_json)
 
     async def _live(
         self,

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import AsyncGenerator, Sequence
 from typing import Final
 
-from shadowcat.ambient import is_ambient
 from shadowcat.readers import Arrival, Reader
 from shadowcat.recorder import Recorder
 from shadowcat.upstream import Media, UpstreamResponse
@@ -62,10 +61,8 @@ class Relay:
     ) -> AsyncGenerator[bytes, None]:
         """Iterate over all chunks; what arrives in them is recorded before they go on."""
         reader = self.reader
-        # Without a session the id of a request is that of others, too: its answer is known by the name.
-        name = None if self._keeps_last and not is_ambient(session_id) else stream
         if self._arrived:
-            await recorder.pass_on(session_id, self._arrived, name)
+            await recorder.pass_on(session_id, self._arrived, stream)
         for chunk in self._held:
             yield chunk
         self._held.clear()
@@ -76,11 +73,11 @@ class Relay:
         keeps_last = self._keeps_last and recorder.holds(session_id)
         async for chunk in self._chunks:
             if reader is not None and (arrived := reader.feed(chunk)):
-                await recorder.pass_on(session_id, arrived, name)
+                await recorder.pass_on(session_id, arrived, stream)
             yield last if keeps_last else chunk
             last = chunk
         if reader is not None and (arrived := reader.end()):
-            await recorder.pass_on(session_id, arrived, name)
+            await recorder.pass_on(session_id, arrived, stream)
         if keeps_last:
             yield last
 

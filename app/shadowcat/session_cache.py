@@ -51,7 +51,7 @@ class SessionCache:
             StoreError: as the store does.
         """
         session = await self._store.get_session(session_id)
-        if session is not None and self._seconds:
+        if session is not None:
             self.put(session)
         return session
 

@@ -268,14 +268,14 @@ def check_upstream(name: str, url: str) -> str:
     """
     if not name or not all(each.isalnum() or each in "-_." for each in name):
         raise ValueError(f"upstream name {name!r} must be made of letters, digits, '-', '_' and '.'")
-    parts = urlsplit("")
+    wrong = ValueError(f"upstream {url!r} is no URL such as http://127.0.0.1:3001/mcp")
     try:
         parts = urlsplit(url)
-        right = parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
+        port = parts.port
     except ValueError:  # a port that is none
-        right = False
-    if not right:
-        raise ValueError(f"upstream {url!r} is no URL such as http://127.0.0.1:3001/mcp")
+        raise wrong from None
+    if parts.scheme not in ("http", "https") or not parts.hostname or port == 0:
+        raise wrong
     if "@" in parts.netloc or parts.fragment:
         # The URL itself stays out of the message: it may hold a password.
         what = "credentials" if "@" in parts.netloc else "a fragment"
@@ -288,7 +288,8 @@ def check_upstream(name: str, url: str) -> str:
 
 def _from_text(name: str, text: str) -> Any:
     if name == "upstream":
-        return parse_upstreams(tuple(filter(None, (text.strip(" ,"),))))
+        given = text.strip(" ,")
+        return parse_upstreams((given,) if given else ())
     if name in ("allowed_origins", "allowed_hosts", "credential_headers", "auth_paths"):
         return tuple(part.strip() for part in text.split(",") if part.strip())
     return text

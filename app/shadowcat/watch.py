@@ -59,8 +59,8 @@ class Watches:
             if watch in self._all:
                 watch.begin()
         self._due, self._young = self._young, []
-        again = self._due and asyncio.get_running_loop().call_later(PATIENCE, self._begin)
-        self._timer = again or None
+        loop = asyncio.get_running_loop()
+        self._timer = loop.call_later(PATIENCE, self._begin) if self._due else None
 
 
 class ClientWatch:

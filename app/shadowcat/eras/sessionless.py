@@ -106,6 +106,7 @@ class Sessionless:
         self, response: UpstreamResponse, session_id: str | None, stream: str | None, ending: bytes
     ) -> Response:
         headers = response_headers(response.headers, None, self._settings)
+        # JSON is recorded under the name as well: without a session, a request's id is others' too.
         recorder, limit = self._recorder, self._settings.max_message_bytes
         if response.media is not Media.SSE and (whole := response.take_whole()) is not None:
             if session_id is not None:
